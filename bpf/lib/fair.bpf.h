@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Fair by weight: virtual runtime, as in the kernel's own scheduler.
+ *
+ * A task's virtual runtime grows by the time it ran, divided by its weight
+ * (100 is nice 0). In a queue the least one goes first, so over time each gets
+ * a share in proportion to its weight.
+ *
+ * Every queue has a clock: the least virtual runtime of those who run or wait
+ * there, as far as it was seen; it never goes back. Whoever was first in the
+ * queue, or finds it empty, moves it on, and so does one that runs on and on with
+ * nobody before it; one that overtakes the queue, coming from elsewhere, doesn't.
+ * Clocks of different queues run at different speeds, so what a task takes from
+ * one to another is its *lag*: how far it is ahead of (positive) or behind
+ * (negative) the clock that its virtual runtime was made with.
+ *
+ * That is kept while it sleeps, but not the clock: what others had meanwhile
+ * counts as had, so a debt fades as they catch up. If nobody ran, nobody did,
+ * and a nap pays nothing. Whoever is behind, as it slept or was kept waiting, is
+ * taken to be behind by credit_ns at most: who slept for an hour can't hold the
+ * CPU for an hour.
+ *
+ *	p->scx.dsq_vtime	bits 63..13	virtual runtime, ns, in steps of 8 us
+ *				bit 12		waits in a queue of the policy's
+ *				bits 11..0	whose clock it was made with
+ *
+ * or 0: the task is new, and neither ahead nor behind.
+ */
+#ifndef __MANYCORE_FAIR_BPF_H
+#define __MANYCORE_FAIR_BPF_H
+
+#define FAIR_WEIGHT	100		/* of nice 0, and cpu.weight's default */
+#define FAIR_LAG_MAX	(1LL << 30)	/* ns, about a second; beyond, a clock was lost */
+
+#define FAIR_EPOCH	(1ULL << 60)	/* where clocks start */
+#define FAIR_FRAME	0xfffULL	/* whose clock: 4096 CPUs or shards */
+#define FAIR_QUEUED	0x1000ULL	/* in a queue of the policy's */
+#define FAIR_MARKS	(FAIR_FRAME | FAIR_QUEUED)
+
+/* The most by which a task may be behind, in ns of virtual runtime. */
+const volatile u64 credit_ns = 3000000;
+
+/* @ns of runtime in virtual runtime of @p. */
+static __always_inline u64 virtual_ns(const struct task_struct *p, u64 ns)
+{
+	u32 weight = p->scx.weight;
+
+	return weight == FAIR_WEIGHT || !weight ? ns : ns * FAIR_WEIGHT / weight;
+}
+
+static __always_inline s64 bounded_lag(s64 lag)
+{
+	if (lag < -(s64)credit_ns)
+		return -(s64)credit_ns;
+	return lag > FAIR_LAG_MAX ? FAIR_LAG_MAX : lag;
+}
+
+/* Did the task wait in a queue of the policy's, and neither run nor leave yet? */
+static __always_inline bool fair_is_queued(u64 vtime)
+{
+	return vtime & FAIR_QUEUED;
+}
+
+/* Whose clock @vtime was made with. */
+static __always_inline u32 fair_frame(u64 vtime)
+{
+	return vtime & FAIR_FRAME;
+}
+
+/* @vtime with a note of whose clock it was made with, and FAIR_QUEUED or 0. */
+static __always_inline u64 fair_marked(u64 vtime, u32 frame, u64 queued)
+{
+	return (vtime & ~FAIR_MARKS) | (frame & FAIR_FRAME) | queued;
+}
+
+/* How far @p is ahead of @from, the clock that its virtual runtime was made with. */
+static __always_inline s64 fair_lag(const struct task_struct *p, u64 from)
+{
+	u64 vtime = p->scx.dsq_vtime;
+
+	return vtime ? bounded_lag(vtime - from) : 0;
+}
+
+/* @p joins a queue, or starts to run, where the clock is @clock; @from as above. */
+static __always_inline u64 fair_join(const struct task_struct *p, u64 clock, u64 from)
+{
+	return clock + fair_lag(p, from);
+}
+
+/* @p, of virtual runtime @vtime, starts to run from a queue with this clock. */
+static __always_inline u64 fair_clock(u64 clock, u64 vtime)
+{
+	return time_before(clock, vtime) ? vtime : clock;
+}
+
+/* @p stops after @used ns. */
+static __always_inline u64 fair_leave(const struct task_struct *p, u64 used)
+{
+	u64 vtime = p->scx.dsq_vtime;
+
+	return (vtime & FAIR_FRAME) | ((vtime + virtual_ns(p, used)) & ~FAIR_MARKS);
+}
+
+#endif /* __MANYCORE_FAIR_BPF_H */

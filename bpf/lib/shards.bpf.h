@@ -1,0 +1,347 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Shards: which CPUs are idle, and which have work queued, in words that are
+ * found without looking at CPUs.
+ *
+ *	CPU ──> shard (CPUs of one LLC, at most 32) ──> node ──> machine
+ *	        idle:   a bit per CPU                   a bit per shard
+ *	        queued: a bit per CPU                   a bit per shard
+ *
+ * Whoever looks for an idle CPU or for work reads the words of its shard, then
+ * its node's, then those of a few other nodes, nearest first. The cost does not
+ * depend on how many CPUs there are.
+ *
+ * The words of a shard are exact: a CPU's bits change when its state does. They
+ * are written by the CPUs of one shard only, so by at most 32. The words of a
+ * node are hints: a bit is set when a shard gets its first idle CPU or its first
+ * queued task, unless it is set already, and cleared by whoever followed it in
+ * vain. So on a machine that is busy or idle throughout, nobody writes to them.
+ *
+ * The bits of CPUs are where they are in the kernel's cpumasks, 64 CPU ids to a
+ * word, so that affinity is a single AND, however the CPUs of a cache are
+ * numbered.
+ */
+#ifndef __MANYCORE_SHARDS_BPF_H
+#define __MANYCORE_SHARDS_BPF_H
+
+#include "lib/shards.h"
+
+const volatile u32 nr_cpu_ids = 1;	/* highest possible CPU id, plus one */
+const volatile u32 nr_possible = 1;	/* CPUs that are possible */
+const volatile u32 nr_shards = 1;
+const volatile u32 nr_nodes = 1;
+const volatile bool has_smt = false;
+
+#define CACHE_PAIR	128	/* bytes: x86 fetches lines in pairs */
+
+struct shard_words {
+	u64 idle[SHARD_WORDS];
+	u64 idle_core[SHARD_WORDS];	/* both threads idle; first thread's bit */
+	u64 pad0[CACHE_PAIR / 8 - 2 * SHARD_WORDS];
+	u64 queued[SHARD_WORDS];
+	u64 pad1[CACHE_PAIR / 8 - SHARD_WORDS];
+};
+
+struct node_words {
+	u64 idle;
+	u64 pad0[CACHE_PAIR / 8 - 1];
+	u64 queued;
+	u64 pad1[CACHE_PAIR / 8 - 1];
+};
+
+#define TABLE(name, type_)				\
+struct {						\
+	__uint(type, BPF_MAP_TYPE_ARRAY);		\
+	__type(key, u32);				\
+	__type(value, type_);				\
+	__uint(max_entries, 1);	/* set at load */	\
+} name SEC(".maps")
+
+TABLE(seats, struct seat);
+TABLE(shards, struct shard);
+TABLE(nodes, struct numa_node);
+TABLE(shard_state, struct shard_words);
+TABLE(node_state, struct node_words);
+
+static __always_inline struct seat *lookup_seat(s32 cpu)
+{
+	u32 key = cpu;
+
+	return bpf_map_lookup_elem(&seats, &key);
+}
+
+static __always_inline struct shard *lookup_shard(u32 id)
+{
+	return bpf_map_lookup_elem(&shards, &id);
+}
+
+static __always_inline struct numa_node *lookup_node(u32 id)
+{
+	return bpf_map_lookup_elem(&nodes, &id);
+}
+
+static __always_inline struct shard_words *words_of_shard(u32 id)
+{
+	return bpf_map_lookup_elem(&shard_state, &id);
+}
+
+static __always_inline struct node_words *words_of_node(u32 id)
+{
+	return bpf_map_lookup_elem(&node_state, &id);
+}
+
+/* The position of the lowest bit of @word, which is not 0. */
+static __always_inline u32 lowest(u64 word)
+{
+	return __builtin_ctzll(word);
+}
+
+/* The bits from @from on come first: @word turned right by that many. */
+static __always_inline u64 turned(u64 word, u32 from)
+{
+	from &= 63;
+	return word >> from | word << (-from & 63);
+}
+
+/* A read that the compiler may not repeat or drop. */
+#define PEEK(x) (*(volatile typeof(x) *)&(x))
+
+/* Set or clear @bits of a shared word, but leave its line alone if they are. */
+static __always_inline void set_bits(u64 *word, u64 bits)
+{
+	if ((PEEK(*word) & bits) != bits)
+		__sync_fetch_and_or(word, bits);
+}
+
+static __always_inline void clear_bits(u64 *word, u64 bits)
+{
+	if (PEEK(*word) & bits)
+		__sync_fetch_and_and(word, ~bits);
+}
+
+/* Is the other thread of the core idle? True if there is none. */
+static __always_inline bool sibling_idle(struct shard_words *w, struct seat *seat)
+{
+	return !seat->sibling_bit ||
+	       PEEK(w->idle[seat->sibling_word & (SHARD_WORDS - 1)]) & seat->sibling_bit;
+}
+
+static __always_inline void mark_core_busy(struct shard_words *w, struct seat *seat)
+{
+	if (has_smt)
+		clear_bits(&w->idle_core[seat->core_word & (SHARD_WORDS - 1)], seat->core_bit);
+}
+
+/* Mark @cpu idle, in its shard and, if it is the first there, in its node. */
+static __always_inline void mark_idle(struct seat *seat)
+{
+	struct shard_words *w = words_of_shard(seat->shard);
+	u32 k = seat->word & (SHARD_WORDS - 1);
+	struct shard *sh;
+	struct node_words *nw;
+
+	/* Whoever kicked a CPU that is going offline would wait for it forever. */
+	if (!w || seat->leaving)
+		return;
+	set_bits(&w->idle[k], seat->bit);
+	if (has_smt && sibling_idle(w, seat))
+		set_bits(&w->idle_core[seat->core_word & (SHARD_WORDS - 1)], seat->core_bit);
+	sh = lookup_shard(seat->shard);
+	nw = sh ? words_of_node(sh->node) : NULL;
+	if (nw)
+		set_bits(&nw->idle, 1ULL << (sh->index & 63));
+}
+
+/* Mark @cpu busy. */
+static __always_inline void mark_busy(struct seat *seat)
+{
+	struct shard_words *w = words_of_shard(seat->shard);
+	u32 k = seat->word & (SHARD_WORDS - 1);
+
+	if (!w)
+		return;
+	clear_bits(&w->idle[k], seat->bit);
+	mark_core_busy(w, seat);
+}
+
+/*
+ * A CPU came or went. Returns false if its place is not known, because it was
+ * offline when the tables were built: the scheduler must then restart.
+ */
+static __always_inline bool shards_hotplug(s32 cpu, bool online)
+{
+	struct seat *seat = lookup_seat(cpu);
+
+	if (!seat || seat->shard == NO_SHARD)
+		return false;
+	seat->leaving = !online;
+	if (!online)
+		mark_busy(seat);
+	return true;
+}
+
+/* Take an idle CPU for oneself: true for one caller only. */
+static __always_inline bool claim_bit(struct shard_words *w, u32 k, u64 bit)
+{
+	if (!(PEEK(w->idle[k]) & bit) ||
+	    !(__sync_fetch_and_and(&w->idle[k], ~bit) & bit))
+		return false;
+	return true;
+}
+
+/* Take @cpu if it is idle. With @whole, only if all of its core is. */
+static __always_inline bool claim_cpu(struct seat *seat, bool whole)
+{
+	struct shard_words *w = words_of_shard(seat->shard);
+	u32 k = seat->word & (SHARD_WORDS - 1);
+
+	if (!w)
+		return false;
+	if (whole && has_smt && !sibling_idle(w, seat))
+		return false;
+	if (!claim_bit(w, k, seat->bit))
+		return false;
+	mark_core_busy(w, seat);
+	return true;
+}
+
+/* The bits of @p's affinity mask that belong to the word of CPU @first_cpu. */
+static __always_inline u64 allowed_word(const struct task_struct *p, u32 first_cpu)
+{
+	u64 word = 0;
+
+	bpf_probe_read_kernel(&word, sizeof(word), &p->cpus_ptr->bits[first_cpu >> 6]);
+	return word;
+}
+
+/* May @p run on every CPU there is? */
+static __always_inline bool runs_anywhere(const struct task_struct *p)
+{
+	return p->nr_cpus_allowed >= nr_possible;
+}
+
+#define CLAIM_TRIES	3
+
+/*
+ * Take an idle CPU of shard @id that @p may run on, a whole core if there is
+ * one. Returns its id, or -EBUSY.
+ */
+static __noinline s32 claim_in_shard(const struct task_struct *p __arg_trusted, u32 id, bool core_only)
+{
+	struct shard *sh = lookup_shard(id);
+	struct shard_words *w = words_of_shard(id);
+	bool anywhere;
+	u32 k, try;
+
+	if (!sh || !w)
+		return -EBUSY;
+	anywhere = runs_anywhere(p);
+	bpf_for(k, 0, SHARD_WORDS) {
+		u32 first;
+
+		if (k >= sh->nr_words)
+			break;
+		if (!PEEK(w->idle[k]))
+			continue;
+		first = sh->first_cpu[k & (SHARD_WORDS - 1)];
+		bpf_for(try, 0, CLAIM_TRIES) {
+			u64 idle = PEEK(w->idle[k & (SHARD_WORDS - 1)]), pick = idle;
+			struct seat *seat;
+			s32 cpu;
+
+			if (has_smt) {
+				u64 cores = PEEK(w->idle_core[k & (SHARD_WORDS - 1)]) & idle;
+
+				if (cores)
+					pick = cores;
+				else if (core_only)
+					break;
+			}
+			if (!anywhere) {
+				u64 allowed = allowed_word(p, first);
+
+				pick = pick & allowed ?: idle & allowed;
+			}
+			if (!pick)
+				break;
+			cpu = first + lowest(pick);
+			seat = lookup_seat(cpu);
+			if (seat && claim_cpu(seat, false))
+				return cpu;
+		}
+	}
+	return -EBUSY;
+}
+
+#define SHARD_TRIES	3
+
+/* The same for the shards of a node but @except. */
+static __noinline s32 claim_in_node(const struct task_struct *p __arg_trusted, u32 id, u32 except)
+{
+	struct numa_node *n = lookup_node(id);
+	struct node_words *nw = words_of_node(id);
+	u64 left;
+	u32 try;
+
+	if (!n || !nw)
+		return -EBUSY;
+	left = PEEK(nw->idle);
+	bpf_for(try, 0, SHARD_TRIES) {
+		struct shard_words *w;
+		u32 index, shard;
+		s32 cpu;
+
+		if (try == 0 && except - n->first_shard < NODE_MAX_SHARDS)
+			left &= ~(1ULL << ((except - n->first_shard) & 63));
+		if (!left)
+			break;
+		index = lowest(left);
+		left &= left - 1;
+		shard = n->first_shard + index;
+		cpu = claim_in_shard(p, shard, false);
+		if (cpu >= 0)
+			return cpu;
+		w = words_of_shard(shard);
+		if (w && !(PEEK(w->idle[0]) | PEEK(w->idle[1]) | PEEK(w->idle[2]) | PEEK(w->idle[3]))) {
+			clear_bits(&nw->idle, 1ULL << (index & 63));
+			/* One may have become idle in between. */
+			if (PEEK(w->idle[0]) | PEEK(w->idle[1]) | PEEK(w->idle[2]) | PEEK(w->idle[3]))
+				set_bits(&nw->idle, 1ULL << (index & 63));
+		}
+	}
+	return -EBUSY;
+}
+
+/* @cpu has a task queued that others may take. */
+static __always_inline void mark_queued(struct seat *seat)
+{
+	struct shard_words *w = words_of_shard(seat->shard);
+	u32 k = seat->word & (SHARD_WORDS - 1);
+	struct node_words *nw;
+	struct shard *sh;
+
+	if (!w)
+		return;
+	set_bits(&w->queued[k], seat->bit);
+	sh = lookup_shard(seat->shard);
+	nw = sh ? words_of_node(sh->node) : NULL;
+	if (nw)
+		set_bits(&nw->queued, 1ULL << (sh->index & 63));
+}
+
+static __always_inline bool is_marked_queued(struct seat *seat)
+{
+	struct shard_words *w = words_of_shard(seat->shard);
+
+	return w && PEEK(w->queued[seat->word & (SHARD_WORDS - 1)]) & seat->bit;
+}
+
+static __always_inline void mark_drained(struct seat *seat)
+{
+	struct shard_words *w = words_of_shard(seat->shard);
+
+	if (w)
+		clear_bits(&w->queued[seat->word & (SHARD_WORDS - 1)], seat->bit);
+}
+
+#endif /* __MANYCORE_SHARDS_BPF_H */

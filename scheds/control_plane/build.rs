@@ -1,0 +1,19 @@
+//! Generates the Rust side of the tables shared by all policies, `bpf/lib/intf.h` and `bpf/lib/shards.h`.
+
+use anyhow::{Context, Result};
+
+const LIB: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../bpf/lib");
+
+fn main() -> Result<()> {
+    bind("intf.h", "bpf_intf.rs")?;
+    bind("shards.h", "shards_intf.rs")
+}
+
+fn bind(header: &str, to: &str) -> Result<()> {
+    let header = format!("{LIB}/{header}");
+    println!("cargo::rerun-if-changed={header}");
+    scx_cargo::BpfBuilder::new()?
+        .enable_intf(&header, to)
+        .build()
+        .with_context(|| format!("binding {header} (clang 18 or later is needed: set BPF_CLANG)"))
+}

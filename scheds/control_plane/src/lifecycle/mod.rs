@@ -1,0 +1,134 @@
+//! The life of a scheduler: check, load, wait, say why it ended, and load it anew if CPUs came or went.
+
+pub mod preflight;
+mod run;
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use crossbeam::channel::{Receiver, bounded};
+use libbpf_rs::OpenObject;
+use scx_utils::UserExitInfo;
+
+use crate::options::{CommonOpts, Misuse};
+use crate::stats::{self, Printer, Reading, Record};
+use crate::{Topology, logging};
+
+/// A policy, as the control plane sees it.
+pub trait Daemon {
+    /// What it serves as statistics.
+    type Stats: Record;
+
+    /// The name of the binary, such as `scx_x`.
+    const NAME: &'static str;
+    /// Its version, `env!("CARGO_PKG_VERSION")`.
+    const VERSION: &'static str;
+
+    /// The options that it shares with all others.
+    fn common(&self) -> &CommonOpts;
+
+    /// Opens, sets up, loads and attaches the scheduler. From here on it schedules.
+    ///
+    /// # Errors
+    /// Wrap a failure to attach in [`attach_error`].
+    fn attach<'o>(
+        &self,
+        topology: &Topology,
+        object: &'o mut MaybeUninit<OpenObject>,
+    ) -> Result<Box<dyn Instance + 'o>>;
+
+    /// Names what was read.
+    fn stats(reading: &Reading) -> Self::Stats;
+}
+
+/// A scheduler that is attached.
+pub trait Instance {
+    /// Whether the kernel has ended it.
+    fn exited(&self) -> bool;
+
+    /// Reads its counters and gauges.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    fn read(&self) -> Result<Reading>;
+
+    /// Called ten times a second or so while it schedules, for what a daemon does beside the scheduling. If it fails,
+    /// that is logged, and it is not called again.
+    ///
+    /// # Errors
+    /// As the daemon likes.
+    fn tick(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Detaches it, unless the kernel has done so, and says why it ended.
+    fn detach(&mut self) -> UserExitInfo;
+}
+
+/// A failure to attach that is worth another try: CPUs came or went after the topology was read.
+#[derive(Debug, thiserror::Error)]
+#[error("CPUs came or went while the scheduler was being loaded")]
+struct Stale;
+
+/// Says why the kernel refused to attach: `exit` has its reason if it got far enough to give one.
+pub fn attach_error(error: anyhow::Error, exit: &UserExitInfo) -> anyhow::Error {
+    if exit.should_restart() {
+        return Stale.into();
+    }
+    match exit.report() {
+        Err(reason) => error.context(format!("{reason:#}")),
+        Ok(()) => error,
+    }
+}
+
+/// The whole of a daemon's `main`: does what the options say and returns its exit code, 0 after a regular end and 1
+/// after a failure, also if the kernel threw the scheduler out. (Wrong use is 2, by clap.)
+pub fn start<D: Daemon>(daemon: &D) -> ExitCode {
+    logging::init(daemon.common().verbose);
+    match act(daemon) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            eprintln!("{}: {err:#}", D::NAME);
+            if err.is::<Misuse>() {
+                ExitCode::from(2)
+            } else {
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+fn act<D: Daemon>(daemon: &D) -> Result<()> {
+    let common = daemon.common();
+    if common.version {
+        println!(
+            "{} {}",
+            D::NAME,
+            scx_utils::build_id::full_version(D::VERSION)
+        );
+        return Ok(());
+    }
+    if common.help_stats {
+        return stats::describe::<D::Stats>(&mut io::stdout(), common.json);
+    }
+    common.check()?;
+    let stop = on_signal()?;
+    if let Some(interval) = common.monitor {
+        return stats::monitor(Printer::new(D::NAME, common.json), interval, &stop);
+    }
+    preflight::Host::this().check(D::NAME, common.libbpf.kconfig.is_some())?;
+    run::run(daemon, &stop)
+}
+
+/// A channel that gets a message at SIGINT, SIGTERM or SIGHUP.
+fn on_signal() -> Result<Receiver<()>> {
+    let (sender, receiver) = bounded(1);
+    ctrlc::set_handler(move || {
+        // Full: one is on its way already.
+        let _ = sender.try_send(());
+    })
+    .context("setting the signal handler")?;
+    Ok(receiver)
+}

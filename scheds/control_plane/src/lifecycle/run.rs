@@ -1,0 +1,202 @@
+//! The loop around a scheduler.
+
+use std::mem::MaybeUninit;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use crossbeam::channel::{Receiver, Sender, after, bounded, never, select};
+use log::{info, warn};
+use scx_stats::ToJson;
+
+use super::{Daemon, Instance, Stale};
+use crate::Topology;
+use crate::stats::{Printer, Reading, Record, Responder, Schema, Server, openmetrics};
+
+/// How often to look whether the kernel has ended the scheduler.
+const POLL: Duration = Duration::from_millis(100);
+/// How long a request for metrics may wait for its figures: loading a scheduler anew takes longer on big machines.
+const ANSWER: Duration = Duration::from_secs(2);
+/// How often in a row to try again when CPUs come or go while the scheduler is being loaded.
+const MAX_STALE: u32 = 10;
+
+/// Loads the scheduler and keeps it until `stop` says so or the kernel ends it.
+///
+/// # Errors
+/// If it can't be loaded, or if the kernel throws it out.
+pub(super) fn run<D: Daemon>(daemon: &D, stop: &Receiver<()>) -> Result<()> {
+    let scrapes = Scrapes::open(daemon)?;
+    let mut carried = Reading::default();
+    let mut outlets = None;
+    let mut stale = 0;
+
+    loop {
+        let file = daemon.common().topology.as_deref();
+        let topology = Topology::read_with(file).context("reading the topology")?;
+        info!("{topology}");
+        let mut object = MaybeUninit::uninit();
+        let mut instance = match daemon.attach(&topology, &mut object) {
+            Ok(instance) => instance,
+            Err(err) if err.is::<Stale>() && stale < MAX_STALE => {
+                stale += 1;
+                continue;
+            }
+            Err(err) => return Err(err),
+        };
+        stale = 0;
+        info!("{} is scheduling", D::NAME);
+
+        let outlets = outlets.get_or_insert_with(|| Outlets::<D>::open(daemon, &scrapes));
+        outlets.serve(instance.as_ref(), &carried, stop);
+
+        let exit = instance.detach();
+        // The last word: nothing is queued any more, and what was is counted as left.
+        let mut last = instance.read()?;
+        last.carry(&carried);
+        carried = last;
+        if let Err(reason) = exit.report() {
+            bail!("the kernel ended the scheduler: {reason:#}");
+        }
+        if !exit.should_restart() {
+            return Ok(());
+        }
+        info!("CPUs came or went: starting again");
+    }
+}
+
+/// Requests for metrics. They are answered by the thread that runs the scheduler.
+struct Scrapes<S: Record> {
+    /// Kept for its life.
+    _responder: Option<Responder>,
+    /// Each comes with where to answer.
+    requests: Receiver<Sender<S>>,
+}
+
+impl<S: Record> Scrapes<S> {
+    fn open<D: Daemon<Stats = S>>(daemon: &D) -> Result<Self> {
+        let Some(address) = &daemon.common().metrics else {
+            return Ok(Self {
+                _responder: None,
+                requests: never(),
+            });
+        };
+        let (sender, requests) = bounded::<Sender<S>>(1);
+        let schema = Schema::of::<S>();
+        let source = move || {
+            let (reply, answer) = bounded(1);
+            sender.send_timeout(reply, ANSWER).ok()?;
+            let sample = answer.recv_timeout(ANSWER).ok()?.to_json().ok()?;
+            openmetrics(&schema, &sample, D::NAME, D::VERSION).ok()
+        };
+        let responder = Responder::launch(address, source)
+            .with_context(|| format!("serving metrics on {address}"))?;
+        info!("metrics are served on {}, as /metrics", responder.address);
+        Ok(Self {
+            _responder: Some(responder),
+            requests,
+        })
+    }
+}
+
+/// Where statistics go. They outlive a restart of the scheduler.
+struct Outlets<D: Daemon> {
+    /// Kept for its life; `None` if the socket could not be made.
+    _server: Option<Server<D::Stats>>,
+    requests: Receiver<()>,
+    replies: Option<Sender<D::Stats>>,
+    scrapes: Receiver<Sender<D::Stats>>,
+    printer: Option<(Printer, Duration)>,
+    last: Reading,
+}
+
+impl<D: Daemon> Outlets<D> {
+    fn open(daemon: &D, scrapes: &Scrapes<D::Stats>) -> Self {
+        let common = daemon.common();
+        // Scheduling goes on without statistics, but not silently.
+        let server = Server::<D::Stats>::launch()
+            .inspect_err(|err| warn!("no statistics: {err:#}"))
+            .ok();
+        let (replies, requests) = match server.as_ref().and_then(Server::channels) {
+            Some((replies, requests)) => (Some(replies), requests),
+            None => (None, never()),
+        };
+        let printer = common
+            .stats
+            .map(|interval| (Printer::new(D::NAME, common.json), interval));
+        Self {
+            _server: server,
+            requests,
+            replies,
+            scrapes: scrapes.requests.clone(),
+            printer,
+            last: Reading::default(),
+        }
+    }
+
+    /// Answers requests and prints until told to stop, or until the kernel has ended the scheduler.
+    fn serve(&mut self, instance: &dyn Instance, carried: &Reading, stop: &Receiver<()>) {
+        let mut print_at = self
+            .printer
+            .as_ref()
+            .map(|(_, interval)| Instant::now() + *interval);
+        let mut ticking = true;
+        while !instance.exited() {
+            let wait = print_at.map_or(POLL, |at| {
+                at.saturating_duration_since(Instant::now()).min(POLL)
+            });
+            select! {
+                recv(stop) -> _ => return,
+                recv(self.requests) -> request => match (request, &self.replies) {
+                    (Ok(()), Some(replies)) => {
+                        let replies = replies.clone();
+                        // Fails if the client is gone, which is its business.
+                        let _ = replies.send(self.sample(instance, carried));
+                    }
+                    _ => self.requests = never(),
+                },
+                recv(self.scrapes) -> scrape => match scrape {
+                    Ok(reply) => {
+                        // Full or gone: it has given up.
+                        let _ = reply.try_send(self.sample(instance, carried));
+                    }
+                    Err(_) => self.scrapes = never(),
+                },
+                recv(after(wait)) -> _ => {}
+            }
+            if ticking && let Err(err) = instance.tick() {
+                warn!(
+                    "{}: the daemon's own work ends here, scheduling goes on: {err:#}",
+                    D::NAME
+                );
+                ticking = false;
+            }
+            if print_at.is_some_and(|at| at <= Instant::now()) {
+                print_at = self.print(instance, carried);
+            }
+        }
+    }
+
+    fn sample(&mut self, instance: &dyn Instance, carried: &Reading) -> D::Stats {
+        match instance.read() {
+            Ok(mut reading) => {
+                reading.carry(carried);
+                self.last = reading;
+            }
+            Err(err) => warn!("statistics are of earlier: {err:#}"),
+        }
+        D::stats(&self.last)
+    }
+
+    /// Prints a sample and says when the next is due.
+    fn print(&mut self, instance: &dyn Instance, carried: &Reading) -> Option<Instant> {
+        let sample = self.sample(instance, carried).to_json();
+        let (printer, interval) = self.printer.as_mut()?;
+        let interval = *interval;
+        let printed = sample.and_then(|sample| Ok(printer.print(sample)?));
+        if let Err(err) = printed {
+            warn!("printing no more statistics: {err:#}");
+            self.printer = None;
+            return None;
+        }
+        Some(Instant::now() + interval)
+    }
+}

@@ -1,0 +1,191 @@
+//! scx_numa: NUMA-local. The policy is in `bpf/numa.bpf.c`; this is its daemon, which also evens out nodes that have been
+//! unequally busy for long (`balance`). Stopped, it misses nothing but that.
+
+mod balance;
+mod bpf_intf;
+mod bpf_skel;
+mod options;
+mod orders;
+mod stats;
+
+use std::mem::MaybeUninit;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use control_plane::lifecycle::attach_error;
+use control_plane::shards::{OpenTables, Shards};
+use control_plane::stats::{Reading, sum};
+use control_plane::{CommonOpts, Daemon, Instance, Topology};
+use libbpf_rs::{Link, OpenObject, ProgramInput};
+use log::info;
+use scx_utils::{
+    UserExitInfo, compat, scx_ops_attach, scx_ops_load, scx_ops_open, uei_exited, uei_read,
+};
+
+use bpf_skel::{BpfSkel, BpfSkelBuilder, OpenBpfSkel, types};
+use options::Opts;
+use orders::{Orders, times};
+
+impl Daemon for Opts {
+    type Stats = stats::Stats;
+    const NAME: &'static str = "scx_numa";
+    const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+
+    fn common(&self) -> &CommonOpts {
+        &self.common
+    }
+
+    fn attach<'o>(
+        &self,
+        topology: &Topology,
+        object: &'o mut MaybeUninit<OpenObject>,
+    ) -> Result<Box<dyn Instance + 'o>> {
+        let shards = Shards::new(topology);
+        info!(
+            "{} nodes, {} queues, slice {} us{}",
+            shards.nodes().len(),
+            shards.shards().len(),
+            self.slice_us,
+            if self.strict { ", strict" } else { "" }
+        );
+
+        let builder = BpfSkelBuilder::default();
+        let open_opts = self.common.libbpf.clone().into_bpf_open_opts();
+        let mut skel = scx_ops_open!(builder, object, numa_ops, open_opts)?;
+        self.configure(&mut skel, &shards)?;
+        let mut skel = scx_ops_load!(skel, numa_ops, uei)?;
+        shards
+            .fill(&skel.maps.seats, &skel.maps.shards, &skel.maps.nodes)
+            .context("filling the topology tables")?;
+
+        match scx_ops_attach!(skel, numa_ops) {
+            Ok(link) => Ok(Box::new(Scheduler {
+                skel,
+                link: Some(link),
+                orders: Orders::new(&shards),
+            })),
+            Err(err) => Err(attach_error(err, &uei_read!(&skel, uei))),
+        }
+    }
+
+    fn stats(reading: &Reading) -> Self::Stats {
+        stats::Stats::new(reading)
+    }
+}
+
+impl Opts {
+    /// Sets what can only be set before the object is loaded.
+    fn configure(&self, skel: &mut OpenBpfSkel<'_>, shards: &Shards) -> Result<()> {
+        let rodata = skel
+            .maps
+            .rodata_data
+            .as_deref_mut()
+            .context("the object has no read-only data")?;
+        let nodes = shards.nodes().len() as u32;
+        rodata.slice_ns = self.slice_us * 1000;
+        rodata.preempt_ns = self.preempt_us * 1000;
+        rodata.credit_ns = self.credit_us * 1000;
+        rodata.remote_wait_ns = self.remote_wait_us * 1000;
+        rodata.rehome_ns = self.rehome_ms * 1_000_000;
+        rodata.strict = self.strict;
+        rodata.nr_cpu_ids = shards.nr_cpu_ids();
+        rodata.nr_possible = shards.possible();
+        rodata.nr_shards = shards.shards().len() as u32;
+        rodata.nr_nodes = nodes;
+        rodata.has_smt = shards.has_smt();
+        let maps = &mut skel.maps;
+        maps.cpu_ctxs
+            .set_max_entries(shards.nr_cpu_ids())
+            .context("sizing the table of CPUs")?;
+        maps.queue_ctxs
+            .set_max_entries(shards.shards().len() as u32)
+            .context("sizing the table of queues")?;
+        maps.move_orders
+            .set_max_entries(nodes)
+            .and_then(|()| maps.node_times.set_max_entries(nodes))
+            .context("sizing the tables of nodes")?;
+        shards
+            .size(&mut OpenTables {
+                seats: &mut maps.seats,
+                shards: &mut maps.shards,
+                shard_state: &mut maps.shard_state,
+                nodes: &mut maps.nodes,
+                node_state: &mut maps.node_state,
+            })
+            .context("sizing the topology tables")?;
+
+        let ops = skel.struct_ops.numa_ops_mut();
+        ops.exit_dump_len = self.common.exit_dump_len;
+        // Flags that the running kernel doesn't know are 0.
+        ops.flags = *compat::SCX_OPS_ENQ_EXITING | *compat::SCX_OPS_ENQ_MIGRATION_DISABLED;
+        if self.common.partial {
+            ops.flags |= *compat::SCX_OPS_SWITCH_PARTIAL;
+        }
+        Ok(())
+    }
+}
+
+struct Scheduler<'o> {
+    skel: BpfSkel<'o>,
+    link: Option<Link>,
+    orders: Orders,
+}
+
+impl Scheduler<'_> {
+    /// Has the BPF side look at the lengths of its queues.
+    fn look(&self) -> Result<&types::bss> {
+        self.skel
+            .progs
+            .numa_read_queued
+            .test_run(ProgramInput::default())
+            .context("asking for queue lengths")?;
+        self.skel
+            .maps
+            .bss_data
+            .as_deref()
+            .context("the object has no data")
+    }
+}
+
+impl Instance for Scheduler<'_> {
+    fn exited(&self) -> bool {
+        uei_exited!(&self.skel, uei)
+    }
+
+    fn read(&self) -> Result<Reading> {
+        // Counters first: whoever compares them over time then knows between which two the queues were looked at.
+        let mut counters = sum(&self.skel.maps.stats)?;
+        let nodes = times(&self.skel.maps.node_times, self.orders.nodes())?;
+        counters.push(nodes.iter().map(|node| node.home_ns).sum());
+        counters.push(nodes.iter().map(|node| node.away_ns).sum());
+        let mut gauges = vec![0, 0];
+        if self.link.is_some() {
+            let bss = self.look()?;
+            gauges = vec![bss.queued_home, bss.queued_pinned];
+        }
+        Ok(Reading {
+            counters,
+            gauges,
+            ..Reading::default()
+        })
+    }
+
+    fn tick(&self) -> Result<()> {
+        let maps = &self.skel.maps;
+        self.orders.tick(
+            &self.look()?.queued_at_node,
+            &maps.node_times,
+            &maps.move_orders,
+        )
+    }
+
+    fn detach(&mut self) -> UserExitInfo {
+        self.link = None;
+        uei_read!(&self.skel, uei)
+    }
+}
+
+fn main() -> ExitCode {
+    control_plane::start(&Opts::parse())
+}

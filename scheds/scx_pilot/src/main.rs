@@ -1,0 +1,122 @@
+//! scx_pilot: the policy in plain Rust, in userspace. The policies are in the library; this is their daemon.
+
+mod bpf;
+mod bpf_intf;
+mod bpf_skel;
+mod options;
+mod scheduler;
+mod stats;
+
+use std::mem::MaybeUninit;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use control_plane::stats::Reading;
+use control_plane::{CommonOpts, Daemon, Instance, Topology};
+use crossbeam::channel::unbounded;
+use libbpf_rs::OpenObject;
+use log::info;
+use scx_pilot::inputs::classes::Watch;
+use scx_pilot::inputs::load::Load;
+use scx_pilot::inputs::power::Power;
+use scx_pilot::inputs::psi::Psi;
+use scx_pilot::inputs::{Board, Readers, Source};
+
+use options::Opts;
+use scheduler::Remote;
+
+/// The daemon, as the control plane sees it.
+struct Pilot {
+    opts: Opts,
+    remote: Remote,
+}
+
+impl Daemon for Pilot {
+    type Stats = stats::Stats;
+    const NAME: &'static str = "scx_pilot";
+    const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+
+    fn common(&self) -> &CommonOpts {
+        &self.opts.common
+    }
+
+    fn attach<'o>(
+        &self,
+        topology: &Topology,
+        _object: &'o mut MaybeUninit<OpenObject>,
+    ) -> Result<Box<dyn Instance + 'o>> {
+        let opts = &self.opts;
+        info!(
+            "policy {:?}, slice {} us, {} services; wakeups onto idle CPUs {}",
+            opts.policy_kind,
+            opts.slice_us,
+            opts.service.len(),
+            if opts.kernel_places_idle() {
+                "are the kernel's"
+            } else {
+                "are the policy's"
+            }
+        );
+        let board = Arc::new(Board::new(opts.service.clone()));
+        let watch = Watch::new(Path::new("/proc"));
+        let readers = Readers::start(&board, watch, self.sources(topology))
+            .context("starting the threads that read inputs")?;
+        self.remote.attach(opts, topology, &board, readers)
+    }
+
+    fn stats(reading: &Reading) -> Self::Stats {
+        stats::Stats::new(reading)
+    }
+}
+
+impl Pilot {
+    /// The inputs that the options ask for.
+    fn sources(&self, topology: &Topology) -> Vec<Box<dyn Source>> {
+        let opts = &self.opts;
+        let nr_llcs = topology.llcs().len().max(1) as u32;
+        let mut sources: Vec<Box<dyn Source>> = Vec::new();
+        for (index, service) in opts.service.iter().enumerate() {
+            let psi = Psi::new(index, &opts.cgroup_root, &service.cgroup);
+            sources.push(Box::new(psi));
+        }
+        if let Some(path) = &opts.load {
+            sources.push(Box::new(Load::new(path, nr_llcs)));
+        }
+        if let Some(budget_w) = opts.power_budget {
+            sources.push(Box::new(Power::new(&opts.powercap_root, budget_w, nr_llcs)));
+        }
+        sources
+    }
+}
+
+fn main() -> ExitCode {
+    let opts = Opts::parse();
+    let schedules = opts.common.monitor.is_none();
+    let (orders, inbox) = unbounded();
+    let pilot = Pilot {
+        opts,
+        remote: Remote::new(orders),
+    };
+    let control = thread::Builder::new()
+        .name("pilot-control".to_string())
+        .spawn(move || {
+            if schedules {
+                scheduler::step_aside();
+            }
+            control_plane::start(&pilot)
+        });
+    match control {
+        Ok(control) => {
+            scheduler::serve(&inbox);
+            control.join().unwrap_or(ExitCode::FAILURE)
+        }
+        Err(err) => {
+            eprintln!("scx_pilot: cannot start a thread: {err}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * A global FIFO with one fault, for tests only: never run it where it matters.
+ *
+ * Tasks whose command name is held_comm are kept on the CPU held_cpu, though they may run on any, so all of their wait
+ * while another CPU is idle is wasted CPU time. What else there is runs as it should.
+ */
+#include <scx/common.bpf.h>
+
+char _license[] SEC("license") = "GPL";
+
+UEI_DEFINE(uei);
+
+#define COMM_LEN	16
+
+#define SHARED_DSQ	0
+#define HELD_DSQ	1
+
+const volatile char held_comm[COMM_LEN] = {};
+const volatile s32 held_cpu = 0;
+const volatile u64 slice_ns = 5000000;
+
+static bool is_held(struct task_struct *p)
+{
+	char comm[COMM_LEN];
+	int i;
+
+	bpf_probe_read_kernel_str(comm, sizeof(comm), p->comm);
+	for (i = 0; i < COMM_LEN; i++) {
+		if (comm[i] != held_comm[i])
+			return false;
+		if (!comm[i])
+			break;
+	}
+	return bpf_cpumask_test_cpu(held_cpu, p->cpus_ptr);
+}
+
+s32 BPF_STRUCT_OPS(broken_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake_flags)
+{
+	bool idle = false;
+	s32 cpu;
+
+	if (is_held(p))
+		return held_cpu;
+	cpu = scx_bpf_select_cpu_dfl(p, prev_cpu, wake_flags, &idle);
+	if (idle)
+		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns, 0);
+	return cpu;
+}
+
+void BPF_STRUCT_OPS(broken_enqueue, struct task_struct *p, u64 enq_flags)
+{
+	/* Only one CPU can run it: it mustn't starve behind the held ones. */
+	if (p->nr_cpus_allowed == 1) {
+		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns, enq_flags);
+		return;
+	}
+	if (is_held(p)) {
+		scx_bpf_dsq_insert(p, HELD_DSQ, slice_ns, enq_flags);
+		scx_bpf_kick_cpu(held_cpu, SCX_KICK_IDLE);
+		return;
+	}
+	scx_bpf_dsq_insert(p, SHARED_DSQ, slice_ns, enq_flags);
+}
+
+void BPF_STRUCT_OPS(broken_dispatch, s32 cpu, struct task_struct *prev)
+{
+	if (cpu == held_cpu && scx_bpf_dsq_move_to_local(HELD_DSQ, 0))
+		return;
+	scx_bpf_dsq_move_to_local(SHARED_DSQ, 0);
+}
+
+s32 BPF_STRUCT_OPS_SLEEPABLE(broken_init)
+{
+	s32 ret = scx_bpf_create_dsq(SHARED_DSQ, -1);
+
+	return ret ? ret : scx_bpf_create_dsq(HELD_DSQ, -1);
+}
+
+void BPF_STRUCT_OPS(broken_exit, struct scx_exit_info *ei)
+{
+	UEI_RECORD(uei, ei);
+}
+
+SCX_OPS_DEFINE(broken_ops,
+	       .select_cpu	= (void *)broken_select_cpu,
+	       .enqueue		= (void *)broken_enqueue,
+	       .dispatch	= (void *)broken_dispatch,
+	       .init		= (void *)broken_init,
+	       .exit		= (void *)broken_exit,
+	       .name		= "broken");

@@ -1,0 +1,63 @@
+//! The cases, by what they are about. Each returns what it measured, or an error that says what is wrong.
+
+mod coming_and_going;
+mod machine;
+mod metrics;
+mod observe;
+mod policy;
+mod serving;
+mod stats;
+mod topo;
+mod use_and_misuse;
+
+use crate::Setting;
+use anyhow::Result;
+
+pub(crate) type Function = fn(&Setting) -> Result<String>;
+
+/// The function of a case of `manycore_tests::plan::CASES`.
+pub(crate) fn function(name: &str) -> Option<Function> {
+    let function: Function = match name {
+        "topology" => machine::topology,
+        "programs" => machine::programs,
+        "observe_waste" => observe::waste,
+        "topo" => topo::topo,
+        "probe" => topo::probe,
+        "policy" => policy::policy,
+        "help" => use_and_misuse::help,
+        "refuses_bad_use" => use_and_misuse::refuses_bad_use,
+        "refuses_a_second" => use_and_misuse::refuses_a_second,
+        "variants" => use_and_misuse::variants,
+        "partial" => use_and_misuse::partial,
+        "loads" => coming_and_going::loads,
+        "unloads_on_sigterm" => coming_and_going::unloads_on_sigterm,
+        "unloads_on_sigkill" => coming_and_going::unloads_on_sigkill,
+        "stopped_daemon" => coming_and_going::stopped_daemon,
+        "hotplug" => coming_and_going::hotplug,
+        "unknown_cpu" => coming_and_going::unknown_cpu,
+        "fair" => serving::fair,
+        "stress_ng" => serving::stress_ng,
+        "mixed" => serving::mixed,
+        "no_idle_cpu" => serving::no_idle_cpu,
+        "affinity" => serving::affinity,
+        "stats" => stats::stats,
+        "metrics" => metrics::metrics,
+        "stats_are_private" => metrics::stats_are_private,
+        "topology_file" => topo::topology_file,
+        _ => return None,
+    };
+    Some(function)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use manycore_tests::plan::CASES;
+
+    #[test]
+    fn every_planned_case_has_a_function() {
+        for case in CASES {
+            assert!(function(case.name).is_some(), "{}", case.name);
+        }
+    }
+}

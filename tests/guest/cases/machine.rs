@@ -1,0 +1,131 @@
+//! The guest itself.
+
+use crate::Setting;
+use crate::cpus::{Cpus, online, read, read_list};
+use anyhow::{Context, Result, ensure};
+use manycore_tests::machine::Machine;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+const CPU: &str = "/sys/devices/system/cpu";
+const NODE: &str = "/sys/devices/system/node";
+
+/// Reads back what `vm/topologies.toml` promises.
+pub(crate) fn topology(setting: &Setting) -> Result<String> {
+    let machine = Machine::read(&setting.topology)?;
+    let all: Cpus = (0..machine.cpus()).collect();
+    same("the CPUs online", &online()?, &all)?;
+    for node in 0..machine.sockets {
+        check_node(&machine, node)?;
+    }
+    let nodes = read_list(&format!("{NODE}/online"))?;
+    same("the nodes", &nodes, &(0..machine.sockets).collect())?;
+    for &cpu in &all {
+        check_cpu(&machine, cpu)?;
+    }
+    Ok(format!(
+        "{} CPUs in {} nodes of {} caches, {} threads a core",
+        all.len(),
+        machine.sockets,
+        machine.dies,
+        machine.threads
+    ))
+}
+
+/// stress-ng has functions in several builds, of which one is chosen by the CPU's model: the wrong one dies of an unknown
+/// instruction. It goes through all its ways to burn time, once or for as long as it may.
+pub(crate) fn programs(_: &Setting) -> Result<String> {
+    let output = Command::new("stress-ng")
+        .args(["--cpu", "1", "--cpu-ops", "100", "--timeout", "20"])
+        .current_dir("/tmp")
+        .stdin(Stdio::null())
+        .output()
+        .context("starting stress-ng")?;
+    ensure!(
+        output.status.success(),
+        "stress-ng ended with {}: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr).trim_end()
+    );
+    Ok("stress-ng runs".into())
+}
+
+fn check_node(machine: &Machine, node: usize) -> Result<()> {
+    let dir = format!("{NODE}/node{node}");
+    let cpus = read_list(&format!("{dir}/cpulist"))?;
+    same(
+        &format!("the CPUs of node {node}"),
+        &cpus,
+        &machine.cpus_of_node(node).collect(),
+    )?;
+    let distances: Vec<u32> = read(&format!("{dir}/distance"))?
+        .split_whitespace()
+        .map(|word| word.parse().context("a distance"))
+        .collect::<Result<_>>()?;
+    ensure!(
+        distances == machine.distances[node],
+        "the distances of node {node} are {distances:?}, not {:?}",
+        machine.distances[node]
+    );
+    // The kernel keeps a part for itself, the more so on the first node.
+    let mib = memory_mib(&dir)?;
+    let promised = machine.memory_mib;
+    ensure!(
+        mib <= promised && mib * 10 >= promised * 7,
+        "node {node} has {mib} MiB, not about {promised}"
+    );
+    Ok(())
+}
+
+fn memory_mib(dir: &str) -> Result<usize> {
+    let text = read(&format!("{dir}/meminfo"))?;
+    let kib: usize = text
+        .lines()
+        .find_map(|line| line.split_once("MemTotal:"))
+        .and_then(|(_, rest)| rest.split_whitespace().next()?.parse().ok())
+        .with_context(|| format!("no MemTotal in {dir}/meminfo"))?;
+    Ok(kib / 1024)
+}
+
+fn check_cpu(machine: &Machine, cpu: usize) -> Result<()> {
+    let siblings = read_list(&format!("{CPU}/cpu{cpu}/topology/thread_siblings_list"))?;
+    same(
+        &format!("the CPUs of the core of CPU {cpu}"),
+        &siblings,
+        &machine.cpus_of_core(cpu).collect(),
+    )?;
+    let mut levels = Vec::new();
+    for index in 0.. {
+        let dir = format!("{CPU}/cpu{cpu}/cache/index{index}");
+        if !Path::new(&dir).exists() {
+            break;
+        }
+        let level = read(&format!("{dir}/level"))?;
+        let shared = read_list(&format!("{dir}/shared_cpu_list"))?;
+        let promised = if level == "3" {
+            machine.cpus_of_die(cpu)
+        } else {
+            machine.cpus_of_core(cpu)
+        };
+        same(
+            &format!("the CPUs that share a cache of level {level} with CPU {cpu}"),
+            &shared,
+            &promised.collect(),
+        )?;
+        levels.push(level);
+    }
+    ensure!(
+        levels.contains(&"3".to_owned()),
+        "CPU {cpu} has no cache of level 3, only {levels:?}"
+    );
+    let node = format!("node{}", cpu * machine.sockets / machine.cpus());
+    let linked = fs::exists(format!("{CPU}/cpu{cpu}/{node}")).context("looking for a node")?;
+    ensure!(linked, "CPU {cpu} is not on {node}");
+    Ok(())
+}
+
+fn same(what: &str, found: &Cpus, promised: &Cpus) -> Result<()> {
+    ensure!(found == promised, "{what} are {found:?}, not {promised:?}");
+    Ok(())
+}

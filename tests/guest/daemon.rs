@@ -1,0 +1,262 @@
+//! A scheduler's daemon, run as a user runs it.
+
+use crate::Setting;
+use crate::cpus::read;
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const SYSFS: &str = "/sys/kernel/sched_ext";
+/// From the start of a daemon to a loaded scheduler; 3 s is usual on 8 emulated CPUs, more on more, and over 60 s were seen on
+/// 32 with the host's two cores shared with three other guests.
+pub(crate) const START: Duration = Duration::from_secs(180);
+/// From a signal to a daemon's end.
+const END: Duration = Duration::from_secs(90);
+const POLL: Duration = Duration::from_millis(50);
+
+/// What the kernel says of sched_ext.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct State {
+    pub(crate) state: String,
+    /// The name of the loaded scheduler.
+    pub(crate) ops: Option<String>,
+}
+
+impl State {
+    pub(crate) fn read() -> Result<Self> {
+        Ok(Self {
+            state: read(&format!("{SYSFS}/state"))?,
+            ops: read(&format!("{SYSFS}/root/ops")).ok(),
+        })
+    }
+
+    pub(crate) fn is_loaded(&self) -> bool {
+        self.state != "disabled" || self.ops.is_some()
+    }
+}
+
+/// How often a scheduler was enabled since boot.
+pub(crate) fn enabled_times() -> Result<u64> {
+    read(&format!("{SYSFS}/enable_seq"))?
+        .parse()
+        .context("enable_seq is not a number")
+}
+
+/// Whether all tasks are the loaded scheduler's, or only those of the SCHED_EXT policy.
+pub(crate) fn switches_all() -> Result<bool> {
+    Ok(read(&format!("{SYSFS}/switch_all"))? == "1")
+}
+
+/// Waits until no scheduler is loaded.
+pub(crate) fn wait_until_unloaded() -> Result<()> {
+    let deadline = Instant::now() + END;
+    loop {
+        let state = State::read()?;
+        if !state.is_loaded() {
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "a scheduler is still loaded after {} s: {state:?}",
+            END.as_secs()
+        );
+        std::thread::sleep(POLL);
+    }
+}
+
+/// A running daemon. Its standard error goes to a file, and to this process' own when it is over.
+#[derive(Debug)]
+pub(crate) struct Daemon {
+    child: Child,
+    stdout: PathBuf,
+    stderr: PathBuf,
+}
+
+impl Daemon {
+    /// Starts the setting's scheduler and waits until it is loaded.
+    pub(crate) fn start(setting: &Setting, args: &[&str]) -> Result<Self> {
+        let scheduler = setting.scheduler()?;
+        ensure!(
+            !State::read()?.is_loaded(),
+            "a scheduler is loaded already: {:?}",
+            State::read()?
+        );
+        let enabled = enabled_times()?;
+        let mut daemon = Self::spawn(scheduler.name, args)?;
+        let deadline = Instant::now() + START;
+        loop {
+            let state = State::read()?;
+            // The kernel sets the state first and counts last.
+            if state.state == "enabled" && enabled_times()? > enabled {
+                let ops = state.ops.unwrap_or_default();
+                ensure!(
+                    ops == scheduler.ops || ops.starts_with(&format!("{}_", scheduler.ops)),
+                    "{} is loaded, but root/ops says {ops:?}, not {:?}",
+                    scheduler.name,
+                    scheduler.ops
+                );
+                return Ok(daemon);
+            }
+            if let Some(status) = daemon.child.try_wait().context("waiting for a daemon")? {
+                bail!(
+                    "{} {} ended with {status} instead of loading: {}",
+                    scheduler.name,
+                    args.join(" "),
+                    daemon.stderr().trim_end()
+                );
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "{} is not loaded after {} s: {state:?}",
+                scheduler.name,
+                START.as_secs()
+            );
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Starts it without waiting: a client, for example.
+    pub(crate) fn spawn(name: &str, args: &[&str]) -> Result<Self> {
+        let id = unique();
+        let stdout = PathBuf::from(format!("/tmp/{name}-{id}.out"));
+        let stderr = PathBuf::from(format!("/tmp/{name}-{id}.err"));
+        let child = Command::new(name)
+            .args(args)
+            // The kernel's own, for those who ask for less: an emulated guest on a busy host can stand still for seconds.
+            .env("SCX_TIMEOUT_MS", "30000")
+            .stdin(Stdio::null())
+            .stdout(File::create(&stdout).context("creating a daemon's output")?)
+            .stderr(File::create(&stderr).context("creating a daemon's log")?)
+            .spawn()
+            .with_context(|| format!("starting {name}"))?;
+        Ok(Self {
+            child,
+            stdout,
+            stderr,
+        })
+    }
+
+    pub(crate) fn stdout(&self) -> String {
+        text_of(&self.stdout)
+    }
+
+    pub(crate) fn stderr(&self) -> String {
+        text_of(&self.stderr)
+    }
+
+    /// Fails if it has ended, or if its scheduler was thrown out.
+    pub(crate) fn check_alive(&mut self) -> Result<()> {
+        if let Some(status) = self.child.try_wait().context("waiting for a daemon")? {
+            bail!(
+                "the daemon has ended with {status}: {}",
+                self.stderr().trim_end()
+            );
+        }
+        let state = State::read()?;
+        ensure!(
+            state.state == "enabled" && state.ops.is_some(),
+            "the scheduler is no longer loaded: {state:?}"
+        );
+        Ok(())
+    }
+
+    /// Sends a signal.
+    pub(crate) fn send(&self, signal: Signal) -> Result<()> {
+        kill_process(Pid::from_child(&self.child), signal).context("signalling a daemon")
+    }
+
+    /// Sends a signal and waits for its end.
+    pub(crate) fn signal(&mut self, signal: Signal) -> Result<ExitStatus> {
+        self.send(signal)?;
+        let deadline = Instant::now() + END;
+        loop {
+            if let Some(status) = self.child.try_wait().context("waiting for a daemon")? {
+                return Ok(status);
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "the daemon still runs {} s after {signal:?}",
+                END.as_secs()
+            );
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Ends it as a user does, with Ctrl-C: it must end well, and the kernel's own scheduler be back.
+    pub(crate) fn stop(mut self) -> Result<()> {
+        self.check_alive()?;
+        let status = self.signal(Signal::INT)?;
+        ensure!(
+            status.code() == Some(0),
+            "the daemon ended with {status} after SIGINT: {}",
+            self.stderr().trim_end()
+        );
+        wait_until_unloaded()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Ended by the case, or to be ended because the case failed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        eprint!("{}", self.stderr());
+    }
+}
+
+fn text_of(path: &Path) -> String {
+    fs::read(path)
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .unwrap_or_default()
+}
+
+fn unique() -> String {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!(
+        "{}-{}",
+        std::process::id(),
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    )
+}
+
+/// Runs a program to its end, as root or as a user who is not.
+pub(crate) fn run(name: &str, args: &[&str], as_root: bool) -> Result<Output> {
+    let mut command = if as_root {
+        Command::new(name)
+    } else {
+        let mut setpriv = Command::new("setpriv");
+        setpriv
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+            .args(["--inh-caps=-all", "--bounding-set=-all", "--"])
+            .arg(name);
+        setpriv
+    };
+    command
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("running {name}"))
+}
+
+/// Fails unless a program ended with this code, printed nothing, and complained in one line with all these words.
+pub(crate) fn check_refusal(output: &Output, code: i32, words: &[&str]) -> Result<()> {
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.code() == Some(code),
+        "it ended with {}, not with exit code {code}: {said}",
+        output.status
+    );
+    ensure!(
+        output.stdout.is_empty(),
+        "it printed on standard output: {}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+    for word in words {
+        ensure!(said.contains(word), "it does not say {word:?}: {said}");
+    }
+    Ok(())
+}

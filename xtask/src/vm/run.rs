@@ -1,0 +1,406 @@
+//! Boots one guest, watches it, and makes sure that nothing of it is left.
+
+use super::clock::{self, Clock};
+use super::processes::{self, MARK};
+use super::rundir::RunDir;
+use super::topology::Topology;
+use crate::cache::Cache;
+use crate::interrupt;
+use crate::kernel::Kernel;
+use crate::{qemu, tools, workspace};
+use anyhow::{Context, Result, bail};
+use std::fs;
+use std::io::{IsTerminal, Read, Write};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+const POLL: Duration = Duration::from_millis(30);
+/// For a guest to end by itself once it said how its command ended: waiting for a power-off can take minutes.
+const GRACE: Duration = Duration::from_secs(3);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accel {
+    Kvm,
+    Tcg,
+}
+
+impl Accel {
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::Kvm => "KVM",
+            Self::Tcg => "TCG (emulated)",
+        }
+    }
+}
+
+/// What to boot and what to run in it.
+#[derive(Debug, Clone)]
+pub struct Spec {
+    pub kernel: Kernel,
+    pub topology: Topology,
+    pub accel: Accel,
+    pub clock: Clock,
+    /// From the start of the boot to the end of the command.
+    pub timeout: Option<Duration>,
+    /// A shell script; none for an interactive shell.
+    pub script: Option<String>,
+}
+
+/// How a guest ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// The command ended with this code.
+    Exited(u8),
+    /// The kernel panicked with this message, or QEMU ended before the command did.
+    Died {
+        panic: Option<String>,
+    },
+    /// The guest did not start the command in time.
+    NoBoot(Duration),
+    Timeout(Duration),
+    /// A signal of this number ended the run.
+    Interrupted(usize),
+}
+
+#[derive(Debug)]
+pub struct Outcome {
+    pub end: End,
+    /// What the guest's kernel and console said.
+    pub console: String,
+    /// What the virtual clock says of itself.
+    pub clock_stats: Option<serde_json::Value>,
+}
+
+/// Where a guest's output goes.
+pub type Sink = Box<dyn Write + Send>;
+
+/// Boots the guest and runs its script to the end.
+pub fn run(cache: &Cache, spec: &Spec, stdout: Sink, stderr: Sink) -> Result<Outcome> {
+    let _held = interrupt::hold()?;
+    let dir = RunDir::create()?;
+    let script = spec.script.as_deref().unwrap_or_default();
+    dir.prepare(&qemu::path(cache), &spec.kernel, script)?;
+    let mut command = virtme(cache, spec, &dir)?;
+    let started = Instant::now();
+    // A group of its own: a Ctrl-C is for this process, which then ends the guest in order.
+    let mut child = command
+        .process_group(0)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("starting virtme-run")?;
+    let pumps = [
+        child.stdout.take().map(|from| pump(from, stdout)),
+        child.stderr.take().map(|from| pump(from, stderr)),
+    ];
+    let end = watch(spec, &dir, &mut child, started)?;
+    stop(spec, &dir, &mut child)?;
+    for pump in pumps.into_iter().flatten() {
+        // A pump ends by itself when the last process of the run has closed its end.
+        let _ = pump.join();
+    }
+    let console = fs::read(dir.console()).unwrap_or_default();
+    let stats = fs::read_to_string(dir.clock_stats()).unwrap_or_default();
+    Ok(Outcome {
+        end,
+        console: String::from_utf8_lossy(&console).into_owned(),
+        clock_stats: serde_json::from_str(&stats).ok(),
+    })
+}
+
+/// Boots the guest with a shell on this terminal, and returns when the user leaves it.
+pub fn shell(cache: &Cache, spec: &Spec) -> Result<()> {
+    let _held = interrupt::hold()?;
+    let dir = RunDir::create()?;
+    dir.prepare(&qemu::path(cache), &spec.kernel, &shell_script()?)?;
+    let mut child = virtme(cache, spec, &dir)?
+        .spawn()
+        .context("starting virtme-run")?;
+    // A Ctrl-C is a key for the guest; what comes here is from outside, or the terminal is gone.
+    let watch = interrupt::Watch::over(&child, false);
+    let status = child.wait().context("waiting for virtme-run")?;
+    drop(watch);
+    if let Some(signal) = interrupt::received() {
+        return Err(super::interrupted(signal).into());
+    }
+    if !status.success() {
+        bail!("the guest ended with {status}");
+    }
+    Ok(())
+}
+
+/// What every script starts with: the host's working folder, and the daemons of this checkout on the path.
+pub fn script_prelude() -> Result<String> {
+    let cwd = std::env::current_dir().context("finding the working folder")?;
+    Ok(format!(
+        "cd {} 2>/dev/null || cd /\nexport PATH={}:\"$PATH\"\n",
+        quote(&cwd.to_string_lossy()),
+        quote(&workspace::bin_dir()?.to_string_lossy()),
+    ))
+}
+
+fn shell_script() -> Result<String> {
+    Ok(script_prelude()? + "exec bash --norc -i\n")
+}
+
+/// Quotes a word for a POSIX shell.
+pub fn quote(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+fn virtme(cache: &Cache, spec: &Spec, dir: &RunDir) -> Result<Command> {
+    let guest = format!("sh {0}/guest.sh {0}", quote(&dir.path().to_string_lossy()));
+    let mut path = vec![tools::virtiofsd_dir(cache)];
+    path.extend(std::env::split_paths(
+        &std::env::var_os("PATH").unwrap_or_default(),
+    ));
+    let mut command = Command::new(tools::virtme_run(cache));
+    command
+        .env("PATH", std::env::join_paths(path).context("building PATH")?)
+        .env(MARK, dir.path())
+        .env("TMPDIR", dir.path())
+        .arg("--kimg")
+        .arg(spec.kernel.image())
+        .args(["--mods=auto", "--user", "root", "--overlay-rwdir", "/tmp"])
+        .args(["--name", &spec.topology.name])
+        .arg("--qemu-bin")
+        .arg(dir.qemu())
+        .args(spec.topology.virtme_args());
+    for hidden in hidden_in_guest(dir)? {
+        command.arg("--rodir").arg(hidden);
+    }
+    if spec.accel == Accel::Tcg {
+        command.arg("--disable-kvm");
+    }
+    for option in kernel_options(spec) {
+        command.args(["--kopt", &option]);
+    }
+    if spec.script.is_some() {
+        command.args(["--script-sh", &guest]);
+        // A terminal would be put into raw mode by QEMU; a command's input is a pipe or nothing.
+        if std::io::stdin().is_terminal() {
+            command.stdin(Stdio::null());
+        }
+    } else {
+        command.args(["--shell", &dir.shell()?]);
+    }
+    command
+        .arg("--qemu-opts")
+        .args(qemu_options(spec, dir))
+        .args(
+            spec.clock
+                .qemu_options(&dir.clock_stats(), &dir.control())?,
+        );
+    Ok(command)
+}
+
+/// Folders of ours that lie where virtme-ng mounts empty ones in the guest.
+fn hidden_in_guest(dir: &RunDir) -> Result<Vec<PathBuf>> {
+    const COVERED: [&str; 4] = ["/run", "/var/tmp", "/var/log", "/var/cache"];
+    let ours = [
+        dir.path().to_owned(),
+        workspace::root().to_owned(),
+        workspace::bin_dir()?,
+    ];
+    Ok(ours
+        .into_iter()
+        .filter(|path| COVERED.iter().any(|covered| path.starts_with(covered)))
+        .collect())
+}
+
+fn kernel_options(spec: &Spec) -> Vec<String> {
+    let mut options = vec![
+        "mitigations=off",
+        "nokaslr",
+        "random.trust_cpu=on",
+        "loglevel=6",
+    ];
+    if spec.accel == Accel::Tcg {
+        // What an emulated clock can't be calibrated by, and a watchdog that would bark at slowness.
+        options.extend([
+            "nowatchdog",
+            "tsc=reliable",
+            "lpj=10000000",
+            "no_timer_check",
+            "rcupdate.rcu_expedited=1",
+        ]);
+    }
+    if spec.clock != Clock::Real {
+        // One thing less that differs from run to run.
+        options.push("norandmaps");
+    }
+    options.into_iter().map(String::from).collect()
+}
+
+fn qemu_options(spec: &Spec, dir: &RunDir) -> Vec<String> {
+    let mut options: Vec<String> = Vec::new();
+    let mut add = |words: &[&str]| options.extend(words.iter().map(|w| (*w).to_owned()));
+    let status = format!("file,id=mcstatus,path={}", dir.status().display());
+    add(&["-chardev", &status]);
+    add(&[
+        "-device",
+        "virtserialport,name=manycore.status,chardev=mcstatus",
+    ]);
+    let threads = if spec.clock == Clock::Real && spec.topology.cpus() <= MULTI_THREAD_MAX {
+        "multi"
+    } else {
+        "single"
+    };
+    let cpu = match spec.accel {
+        Accel::Kvm => "host",
+        // A model that shows the guest the cache topology below; TCG lacks some of its features and says so at length.
+        // GCC's function clones go by the model's number, not by features: those for the real one's would be taken and
+        // die of AVX-512. 60 is Haswell, all of whose features TCG has.
+        Accel::Tcg => "SapphireRapids,check=off,model=60",
+    };
+    add(&["-cpu", cpu]);
+    if spec.accel == Accel::Tcg {
+        add(&["-accel", &format!("tcg,thread={threads}")]);
+    }
+    let caches: Vec<_> = [
+        ("l3", "die"),
+        ("l2", "core"),
+        ("l1d", "core"),
+        ("l1i", "core"),
+    ]
+    .iter()
+    .enumerate()
+    .map(|(i, (cache, level))| {
+        format!("smp-cache.{i}.cache={cache},smp-cache.{i}.topology={level}")
+    })
+    .collect();
+    add(&["-machine", &caches.join(",")]);
+    if spec.topology.cpus() > X2APIC_FROM {
+        add(&["-device", "intel-iommu,intremap=on,eim=on"]);
+    }
+    options
+}
+
+/// Above this many vCPUs, one thread that emulates them all in turn boots faster than one thread each on few cores.
+const MULTI_THREAD_MAX: usize = 16;
+/// APIC ids above this need interrupt remapping.
+const X2APIC_FROM: usize = 254;
+
+fn pump(mut from: impl Read + Send + 'static, mut to: Sink) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        let mut buffer = [0; 8192];
+        while let Ok(count) = from.read(&mut buffer)
+            && count > 0
+        {
+            // Nobody reads any more: keep the guest from blocking on a full pipe all the same.
+            let _ = to.write_all(&buffer[..count]).and_then(|()| to.flush());
+        }
+    })
+}
+
+fn watch(spec: &Spec, dir: &RunDir, child: &mut Child, started: Instant) -> Result<End> {
+    // Measured: 64 vCPUs take 15 s under TCG, 256 take 183 s, on 2 cores with nothing beside.
+    let slowness = if spec.clock == Clock::Real { 1 } else { 3 };
+    let boot_limit = Duration::from_secs(slowness * (120 + 4 * spec.topology.cpus() as u64));
+    loop {
+        let status = fs::read_to_string(dir.status()).unwrap_or_default();
+        if let Some(code) = exit_code(&status) {
+            return Ok(End::Exited(code));
+        }
+        if child
+            .try_wait()
+            .context("waiting for virtme-run")?
+            .is_some()
+        {
+            // The last words may have arrived since the status was read.
+            let status = fs::read_to_string(dir.status()).unwrap_or_default();
+            return Ok(exit_code(&status).map_or_else(|| died(dir), End::Exited));
+        }
+        let elapsed = started.elapsed();
+        if let Some(number) = interrupt::received() {
+            return Ok(End::Interrupted(number));
+        }
+        if let Some(limit) = spec.timeout
+            && elapsed > limit
+        {
+            return Ok(End::Timeout(limit));
+        }
+        if elapsed > boot_limit && !status.starts_with("start") {
+            return Ok(End::NoBoot(boot_limit));
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+fn died(dir: &RunDir) -> End {
+    let console = fs::read(dir.console()).unwrap_or_default();
+    let panic = String::from_utf8_lossy(&console)
+        .lines()
+        .find_map(|line| line.split_once("Kernel panic - "))
+        .map(|(_, why)| why.trim().to_owned());
+    End::Died { panic }
+}
+
+fn exit_code(status: &str) -> Option<u8> {
+    let line = status.lines().last()?;
+    // Only a whole line counts: the guest may be writing it right now.
+    status.ends_with('\n').then_some(())?;
+    line.strip_prefix("exit ")?.trim().parse().ok()
+}
+
+/// Ends the guest. QEMU is killed rather than asked: it has nothing to save but a virtual clock's statistics.
+/// virtme-run sees its end and cleans up.
+fn stop(spec: &Spec, dir: &RunDir, child: &mut Child) -> Result<()> {
+    let asked = spec.clock != Clock::Real && clock::quit(&dir.control()).is_ok();
+    if !asked && let Some(qemu) = processes::qemu_of_run(dir.path()) {
+        // It may be gone already.
+        let _ = rustix::process::kill_process(qemu, rustix::process::Signal::KILL);
+    }
+    let deadline = Instant::now() + GRACE;
+    while Instant::now() < deadline
+        && child
+            .try_wait()
+            .context("waiting for virtme-run")?
+            .is_none()
+    {
+        std::thread::sleep(POLL);
+    }
+    processes::end_run(dir.path(), GRACE);
+    child.wait().context("waiting for virtme-run")?;
+    Ok(())
+}
+
+/// The last lines of a console, without the terminal's control characters.
+pub fn tail(console: &str, lines: usize) -> String {
+    let all: Vec<_> = console
+        .lines()
+        .map(|line| line.trim_end().replace(|c: char| c.is_control(), ""))
+        .filter(|line| !line.is_empty())
+        .collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_whole_last_line_is_an_exit_code() {
+        assert_eq!(exit_code("start\nexit 7\n"), Some(7));
+        assert_eq!(exit_code("start\nexit 12"), None);
+        assert_eq!(exit_code("start\n"), None);
+        assert_eq!(exit_code(""), None);
+    }
+
+    #[test]
+    fn words_survive_the_shell() {
+        for word in ["plain", "two words", "it's", "$HOME `x` \"q\"", ""] {
+            let script = format!("printf %s {}", quote(word));
+            let out = Command::new("sh").args(["-c", &script]).output().unwrap();
+            assert_eq!(String::from_utf8(out.stdout).unwrap(), word);
+        }
+    }
+
+    #[test]
+    fn the_tail_is_clean() {
+        assert_eq!(tail("a\r\n\x1b\n b \r\nc\n", 2), " b\nc");
+    }
+}

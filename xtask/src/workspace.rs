@@ -1,0 +1,47 @@
+//! Where the checkout and its build products are.
+
+use crate::cmd;
+use crate::ui::step;
+use anyhow::{Context, Result};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The top of the checkout, known since this tool was built in it.
+pub fn root() -> &'static Path {
+    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
+    xtask.parent().unwrap_or(xtask)
+}
+
+/// The folder of the daemons' binaries: that of this very tool, so that both are of one profile.
+pub fn bin_dir() -> Result<PathBuf> {
+    let exe = std::env::current_exe().context("finding this program's own path")?;
+    let dir = exe.parent().context("this program's path has no parent")?;
+    // Unit tests run from `deps/`.
+    Ok(if dir.ends_with("deps") {
+        dir.parent().unwrap_or(dir).to_owned()
+    } else {
+        dir.to_owned()
+    })
+}
+
+/// Builds a package's targets (cargo's options that name them) into that folder.
+pub fn build(package: &str, targets: &[&str]) -> Result<()> {
+    let dir = bin_dir()?;
+    let profile = match dir.file_name().and_then(|name| name.to_str()) {
+        None | Some("debug") => "dev",
+        Some(name) => name,
+    };
+    let target_dir = dir.parent().context("the build folder has no parent")?;
+    step(format!("building {package}"), |s| {
+        let cargo = std::env::var_os("CARGO").unwrap_or("cargo".into());
+        cmd::run(
+            s,
+            Command::new(cargo)
+                .args(["build", "--profile", profile, "--package", package])
+                .args(targets)
+                .arg("--target-dir")
+                .arg(target_dir)
+                .current_dir(root()),
+        )
+    })
+}
