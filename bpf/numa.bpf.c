@@ -29,101 +29,14 @@
  */
 #include <scx/common.bpf.h>
 
-#include "numa.h"
-
-#define STATS_NR NUMA_NR_EVENTS
-#include "lib/stats.bpf.h"
-#include "lib/fair.bpf.h"
-#include "lib/shards.bpf.h"
-#include "lib/sync.bpf.h"
-#include "lib/unserved.bpf.h"
+#include "numa/ctx.bpf.h"
+#include "numa/homes.bpf.h"
+#include "numa/search.bpf.h"
+#include "numa/show.bpf.h"
 
 char _license[] SEC("license") = "GPL";
 
 UEI_DEFINE(uei);
-
-/* How long a task may run while others wait, in ns. Ticks end slices. */
-const volatile u64 slice_ns = 3000000;
-/* A running task is not interrupted for a woken one before it has run for this, in ns. */
-const volatile u64 preempt_ns = 300000;
-/* How long a task has to wait, for each 10 of distance, to be taken to another node, in ns. */
-const volatile u64 remote_wait_ns = 500000;
-/* How long a task has to have run elsewhere, more than at home, to get a new home, in ns. */
-const volatile u64 rehome_ns = 20000000;
-/* Nobody ever leaves home. */
-const volatile bool strict = false;
-
-/* Caches that a CPU which runs dry looks at in one node. */
-#define SHARDS_PER_NODE 3
-
-/* A shard's queue has the shard's id; a CPU's queue of pinned tasks this. */
-#define PINNED_DSQ(cpu) ((1ULL << 32) | (u32)(cpu))
-
-#define NO_HOME NO_SHARD
-
-/* What is known of a task. */
-struct task_ctx {
-	u32 home;		/* shard, or NO_HOME */
-	u32 node;		/* of home */
-	s64 away_ns;		/* run elsewhere less run at home, never below 0 */
-	s32 kernel_nid;		/* the kernel's preferred node when last looked at */
-	u32 pad;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, struct task_ctx);
-} task_ctxs SEC(".maps");
-
-static __always_inline struct task_ctx *lookup_task(struct task_struct *p)
-{
-	return bpf_task_storage_get(&task_ctxs, p, NULL, 0);
-}
-
-/* What a CPU knows. Others read it, and write hint only. */
-struct cpu_ctx {
-	u64 run_at;		/* when the running task started, as p->se.exec_start */
-	u64 run_vtime;		/* its virtual runtime then */
-	u64 run_weight;
-	u64 skew;		/* scx_bpf_now() less the time of p->se.exec_start */
-	u64 balance_at;		/* when to compare queues next */
-	u32 turn;		/* queue to compare the own one with next */
-	u32 hint;		/* 1 + the shard that whoever woke this CPU points to */
-	u32 from_own;		/* the next task was the first of its queue */
-	struct sync_ctx sync;
-} __attribute__((aligned(CACHE_PAIR)));
-
-/* What the CPUs of a shard share. */
-struct queue_ctx {
-	u64 clock;		/* virtual time of its queue */
-	u64 queued_at;		/* when a task came into the empty queue */
-	u64 served_at;		/* when one of the CPUs last scheduled, roughly */
-} __attribute__((aligned(CACHE_PAIR)));
-
-TABLE(cpu_ctxs, struct cpu_ctx);
-TABLE(queue_ctxs, struct queue_ctx);
-TABLE(move_orders, struct move_order);
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__type(key, u32);
-	__type(value, struct node_time);
-	__uint(max_entries, 1);	/* nr_nodes, set at load */
-} node_times SEC(".maps");
-
-static __always_inline struct cpu_ctx *lookup_cpu_ctx(s32 cpu)
-{
-	u32 key = cpu;
-
-	return bpf_map_lookup_elem(&cpu_ctxs, &key);
-}
-
-static __always_inline struct queue_ctx *lookup_queue(u32 shard)
-{
-	return bpf_map_lookup_elem(&queue_ctxs, &shard);
-}
 
 /* The clock that the virtual runtime of @p was made with: @q's, that of @shard, or another shard's. */
 static __always_inline u64 clock_of(const struct task_struct *p, const struct queue_ctx *q, u32 shard)
@@ -135,151 +48,6 @@ static __always_inline u64 clock_of(const struct task_struct *p, const struct qu
 		return q->clock;
 	other = lookup_queue(fair_frame(vtime));
 	return other ? other->clock : q->clock;
-}
-
-static __always_inline bool is_pinned(const struct task_struct *p, u64 enq_flags)
-{
-	/*
-	 * A task that cpu_release hands back only looks as if it had disabled
-	 * migration, since BPF programs do.
-	 */
-	return p->nr_cpus_allowed == 1 ||
-	       (!(enq_flags & SCX_ENQ_REENQ) && is_migration_disabled(p));
-}
-
-/* ---- homes ------------------------------------------------------------- */
-
-static __always_inline void set_home(struct task_ctx *tc, u32 shard, u32 event)
-{
-	struct shard *sh = lookup_shard(shard);
-
-	if (!sh || tc->home == shard)
-		return;
-	tc->home = shard;
-	tc->node = sh->node;
-	tc->away_ns = 0;
-	count(event);
-}
-
-/* The index of the node with this id of the kernel's, or NO_SHARD. At most 64 nodes are looked at. */
-static __noinline u32 node_index(u32 kernel_node)
-{
-	u32 i;
-
-	bpf_for(i, 0, NUMA_MAX_NODES) {
-		struct numa_node *n;
-
-		if (i >= nr_nodes)
-			break;
-		n = lookup_node(i);
-		if (n && n->kernel_node == kernel_node)
-			return i;
-	}
-	return NO_SHARD;
-}
-
-/* A shard of the node, spread by pid so that processes don't all get the first. */
-static __always_inline u32 some_shard(u32 node, const struct task_struct *p)
-{
-	struct numa_node *n = lookup_node(node);
-
-	return n && n->nr_shards ? n->first_shard + (u32)p->tgid % n->nr_shards : NO_HOME;
-}
-
-#define MPOL_PREFERRED_	1	/* enumerators of the kernel's, not bits */
-#define MPOL_BIND_	2
-#define MPOL_PREFERRED_MANY_ 5
-
-/*
- * The one node of the kernel's that this task's memory must or should be on, by
- * its cpuset or its mempolicy; or NUMA_NO_NODE if there is no such, or several.
- */
-static __noinline s32 memory_node(struct task_struct *p __arg_trusted)
-{
-	struct mempolicy *pol = BPF_CORE_READ(p, mempolicy);
-	u64 mems = 0;
-
-	bpf_probe_read_kernel(&mems, sizeof(mems), &p->mems_allowed.bits[0]);
-	if (pol) {
-		u16 mode = BPF_CORE_READ(pol, mode);
-		u64 nodes = 0;
-
-		if (mode == MPOL_PREFERRED_ || mode == MPOL_BIND_ || mode == MPOL_PREFERRED_MANY_) {
-			bpf_probe_read_kernel(&nodes, sizeof(nodes), &pol->nodes.bits[0]);
-			if (nodes)
-				mems = nodes;
-		}
-	}
-	if (nr_nodes < 2 || !mems || (mems & (mems - 1)))
-		return NUMA_NO_NODE;
-	return lowest(mems);
-}
-
-/* May @p run on any CPU of this shard? */
-static __always_inline bool may_live(const struct task_struct *p, u32 shard)
-{
-	struct shard *sh = lookup_shard(shard);
-	struct shard_words *w = words_of_shard(shard);
-	u32 k;
-
-	if (!sh || !w)
-		return false;
-	if (runs_anywhere(p))
-		return true;
-	bpf_for(k, 0, SHARD_WORDS) {
-		if (k >= sh->nr_words)
-			break;
-		if (allowed_word(p, sh->first_cpu[k & (SHARD_WORDS - 1)]) &
-		    sh->cpus[k & (SHARD_WORDS - 1)])
-			return true;
-	}
-	return false;
-}
-
-/*
- * The shard whose queue @p waits in, now that it is about to wait and its CPU is
- * of shard @here: its home, which is decided here if it has none.
- */
-static __noinline u32 home_of(struct task_struct *p __arg_trusted, struct task_ctx *tc, u32 here)
-{
-	struct move_order *order;
-	s32 nid;
-
-	if (!tc)
-		return here;
-	if (tc->home == NO_HOME) {
-		u32 node;
-
-		nid = memory_node(p);
-		node = nid >= 0 ? node_index(nid) : NO_SHARD;
-		if (node != NO_SHARD && may_live(p, some_shard(node, p)))
-			set_home(tc, some_shard(node, p), NUMA_HOME_MEMORY);
-		else
-			set_home(tc, here, NUMA_HOME_FIRST);
-		return tc->home == NO_HOME ? here : tc->home;
-	}
-	if (!runs_anywhere(p) && !may_live(p, tc->home)) {
-		set_home(tc, here, NUMA_HOME_AFFINITY);
-		return tc->home;
-	}
-	/* AutoNUMA has a new opinion. */
-	nid = p->numa_preferred_nid;
-	if (nid != tc->kernel_nid) {
-		u32 node = nid >= 0 ? node_index(nid) : NO_SHARD;
-
-		tc->kernel_nid = nid;
-		if (!strict && node != NO_SHARD && node != tc->node &&
-		    may_live(p, some_shard(node, p)))
-			set_home(tc, some_shard(node, p), NUMA_HOME_KERNEL);
-		return tc->home;
-	}
-	order = bpf_map_lookup_elem(&move_orders, &tc->node);
-	if (order && order->budget && !strict && may_live(p, some_shard(order->to, p))) {
-		/* A race of two spends one too few: the daemon gives another. */
-		order->budget--;
-		set_home(tc, some_shard(order->to, p), NUMA_HOME_ORDERED);
-	}
-	return tc->home;
 }
 
 /* ---- wakeup ------------------------------------------------------------ */
@@ -352,6 +120,8 @@ s32 BPF_STRUCT_OPS(numa_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wak
 		return prev_cpu;
 	seat = lookup_seat(cpu);
 direct:
+	if (partial)
+		return cpu;
 	q = seat ? lookup_queue(seat->shard) : NULL;
 	if (q)
 		p->scx.dsq_vtime = fair_marked(fair_join(p, q->clock, clock_of(p, q, seat->shard)),
@@ -369,33 +139,6 @@ static __always_inline void leave_queue(struct task_struct *p)
 		p->scx.dsq_vtime &= ~FAIR_QUEUED;
 		count(NUMA_DEQUEUED);
 	}
-}
-
-static __always_inline void mark_shard_queued(struct shard *sh)
-{
-	struct node_words *nw = words_of_node(sh->node);
-
-	if (nw)
-		set_bits(&nw->queued, 1ULL << (sh->index & 63));
-}
-
-static __always_inline bool is_shard_queued(struct shard *sh)
-{
-	struct node_words *nw = words_of_node(sh->node);
-
-	return nw && PEEK(nw->queued) & (1ULL << (sh->index & 63));
-}
-
-/* Nothing was found in the queue of shard @id: say so, unless it filled up. */
-static __always_inline void mark_shard_drained(u32 id, struct shard *sh)
-{
-	struct node_words *nw = words_of_node(sh->node);
-
-	if (!nw)
-		return;
-	clear_bits(&nw->queued, 1ULL << (sh->index & 63));
-	if (scx_bpf_dsq_nr_queued(id) > 0)
-		set_bits(&nw->queued, 1ULL << (sh->index & 63));
 }
 
 /* Wake the nearest CPU of another node that is idle and may run @p, for shard @home. */
@@ -426,22 +169,50 @@ static __noinline void kick_remote(struct task_struct *p __arg_trusted, u32 home
 	}
 }
 
-/*
- * Should a woken task of virtual runtime @vtime interrupt what runs on the CPU
- * of @cc? Only if that has run for a while: tasks that pass messages to each
- * other run for less, and are done sooner if they are left alone. And only if
- * it has by now had more than the other.
- */
-static __always_inline bool should_preempt(const struct cpu_ctx *cc, u64 vtime, u64 now)
+/* A task of virtual runtime @vtime waits for @cpu: it interrupts what runs there, now or later. */
+static __always_inline void press(struct cpu_ctx *cc, s32 cpu, u64 vtime, bool woken, u64 now)
 {
-	s64 ran = now - cc->skew - cc->run_at;
-	u64 weight = cc->run_weight;
+	s64 left = patience(&cc->run, vtime, woken ? preempt_ns : slice_ns, now);
 
-	if (ran < (s64)preempt_ns)
-		return false;
-	if (weight != FAIR_WEIGHT && weight)
-		ran = ran * FAIR_WEIGHT / weight;
-	return time_before(vtime, cc->run_vtime + ran);
+	if (left > 0) {
+		if (woken)
+			cc->hurry = 1;
+		set_alarm(cpu, now, left);
+	} else if (woken) {
+		scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
+		count(NUMA_PREEMPTIONS);
+	}
+}
+
+/* Did the patience of the task on @cpu end? */
+static u64 on_alarm(s32 cpu, u64 now)
+{
+	struct cpu_ctx *cc = lookup_cpu_ctx(cpu);
+	struct seat *seat = lookup_seat(cpu);
+	u64 first = 0, pinned = 0;
+	bool any, any_pinned;
+	s64 left;
+
+	if (!cc || !seat)
+		return 0;
+	bpf_rcu_read_lock();
+	any = first_vtime(seat->shard, &first);
+	any_pinned = first_vtime(PINNED_DSQ(cpu), &pinned);
+	bpf_rcu_read_unlock();
+	if (any_pinned && (!any || time_before(pinned, first))) {
+		any = true;
+		first = pinned;
+	}
+	if (!any) {
+		cc->hurry = 0;	/* somebody else took it */
+		return 0;
+	}
+	left = patience(&cc->run, first, cc->hurry ? preempt_ns : slice_ns, now);
+	if (left > 0)
+		return left;
+	scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
+	count(NUMA_ALARMS);
+	return 0;
 }
 
 /* @p waits at shard @home: let somebody come for it who would not do so anyway. */
@@ -517,118 +288,18 @@ void BPF_STRUCT_OPS(numa_enqueue, struct task_struct *p, u64 enq_flags)
 		mark_shard_queued(sh);
 		call_for(p, tc, home, sh, cpu);
 	}
-	if (enq_flags & SCX_ENQ_WAKEUP && (pinned || here->node == sh->node) &&
-	    should_preempt(cc, vtime, now)) {
-		scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
-		count(NUMA_PREEMPTIONS);
-	}
+	if (pinned || here->node == sh->node)
+		press(cc, cpu, vtime, enq_flags & SCX_ENQ_WAKEUP, now);
 }
 
 /* ---- dispatch ---------------------------------------------------------- */
-
-/* Take the first task of shard @id that may run here. */
-static __noinline bool take(struct cpu_ctx *cc, u32 id, u32 event)
-{
-	struct shard *sh = lookup_shard(id);
-
-	if (!cc || !sh)
-		return false;
-	if (!scx_bpf_dsq_move_to_local(id, 0)) {
-		if (scx_bpf_dsq_nr_queued(id) <= 0)
-			mark_shard_drained(id, sh);
-		return false;
-	}
-	cc->from_own = event == NUMA_DISP_OWN;
-	count(event);
-	return true;
-}
-
-/* Take from the caches of a node, but not from shard @except, after @wait_ns. */
-static __noinline bool take_in_node(struct cpu_ctx *cc, u32 id, u32 except, u64 wait_ns)
-{
-	struct numa_node *n = lookup_node(id);
-	struct node_words *nw = words_of_node(id);
-	u32 try, from = (except - (n ? n->first_shard : 0) + 1) & 63;
-	u64 left;
-
-	if (!n || !nw || !cc)
-		return false;
-	left = turned(PEEK(nw->queued), from);
-	bpf_for(try, 0, SHARDS_PER_NODE) {
-		struct queue_ctx *q;
-		u32 shard;
-
-		if (!left)
-			return false;
-		shard = n->first_shard + ((lowest(left) + from) & 63);
-		left &= left - 1;
-		if (shard == except)
-			continue;
-		q = lookup_queue(shard);
-		if (wait_ns && q && time_after(q->queued_at + wait_ns, scx_bpf_now())) {
-			count(NUMA_TOO_FRESH);
-			continue;
-		}
-		if (take(cc, shard, wait_ns ? NUMA_DISP_REMOTE : NUMA_DISP_NODE))
-			return true;
-	}
-	return false;
-}
-
-/* This CPU has run dry: look elsewhere in the node, then, for who has waited, on others. */
-static __noinline bool take_elsewhere(struct cpu_ctx *cc, struct seat *seat)
-{
-	struct shard *sh = seat ? lookup_shard(seat->shard) : NULL;
-	struct numa_node *n = sh ? lookup_node(sh->node) : NULL;
-	u32 i, hint;
-
-	if (!cc || !n)
-		return false;
-	hint = cc->hint;
-	cc->hint = 0;
-	if (hint && hint - 1 != seat->shard) {
-		struct shard *there = lookup_shard(hint - 1);
-
-		if (there && take(cc, hint - 1, there->node == sh->node ?
-				  NUMA_DISP_NODE : NUMA_DISP_REMOTE))
-			return true;
-	}
-	if (take_in_node(cc, sh->node, seat->shard, 0))
-		return true;
-	if (strict)
-		return false;
-	bpf_for(i, 0, NEAR_NODES) {
-		u32 slot = i & (NEAR_NODES - 1);
-		u64 wait_ns;
-
-		if (i >= n->nr_near)
-			break;
-		wait_ns = remote_wait_ns * (n->distance[slot] - 10) / 10;
-		if (take_in_node(cc, n->near[slot], NO_SHARD, wait_ns ?: 1))
-			return true;
-	}
-	return false;
-}
-
-/* The virtual runtime of the first in this queue. False if it is empty. */
-static __always_inline bool first_vtime(u64 dsq, u64 *vtime)
-{
-	struct task_struct *p;
-	bool any = false;
-
-	bpf_for_each(scx_dsq, p, dsq, 0) {
-		*vtime = p->scx.dsq_vtime;
-		any = true;
-		break;
-	}
-	return any;
-}
 
 /* Take what is first among this CPU's pinned tasks and its shard's queue. */
 static __noinline bool take_own(struct cpu_ctx *cc, s32 cpu, u32 shard)
 {
 	u64 pinned, free;
 
+	cc->hurry = 0;
 	if (scx_bpf_dsq_nr_queued(PINNED_DSQ(cpu)) <= 0)
 		return take(cc, shard, NUMA_DISP_OWN);
 	if (first_vtime(PINNED_DSQ(cpu), &pinned) && first_vtime(shard, &free) &&
@@ -643,59 +314,13 @@ static __noinline bool take_own(struct cpu_ctx *cc, s32 cpu, u32 shard)
 }
 
 /*
- * Keep queues about equally long for their number of CPUs, or tasks that never
- * sleep would get less forever on a longer one. Once a slice, a CPU whose task
- * could go on compares its queue with one other, taking turns: with those of its
- * node, and every fourth time with one of another node. There it takes a whole
- * task more for each CPU: that much less is worth a move. A queue that is not
- * served at all is longer than any.
- */
-static __noinline bool balance(struct cpu_ctx *cc, struct seat *seat)
-{
-	struct shard *sh = seat ? lookup_shard(seat->shard) : NULL, *other;
-	struct numa_node *n = sh ? lookup_node(sh->node) : NULL;
-	struct queue_ctx *own, *q;
-	u32 id, turn, margin, event = NUMA_DISP_NODE;
-	s32 mine, theirs;
-
-	if (!cc || !n)
-		return false;
-	turn = cc->turn++;
-	margin = sh->nr_cpus / 4;
-	if (turn % 4 == 3 && n->nr_near && !strict) {
-		n = lookup_node(n->near[(turn / 4 % n->nr_near) & (NEAR_NODES - 1)]);
-		margin = sh->nr_cpus;
-		event = NUMA_DISP_REMOTE;
-	}
-	if (!n || !n->nr_shards)
-		return false;
-	id = n->first_shard + turn / 4 % n->nr_shards;
-	other = lookup_shard(id);
-	if (!other || id == seat->shard)
-		return false;
-	mine = scx_bpf_dsq_nr_queued(seat->shard);
-	theirs = scx_bpf_dsq_nr_queued(id);
-	own = lookup_queue(seat->shard);
-	q = lookup_queue(id);
-	if (mine < 0 || theirs <= 0 || !own || !q)
-		return false;
-	if ((u64)theirs * sh->nr_cpus <= ((u64)mine + 1 + margin) * other->nr_cpus &&
-	    !is_unserved(q->served_at, q->queued_at, own->served_at))
-		return false;
-	if (!take(cc, id, event))
-		return false;
-	count(NUMA_BALANCED);
-	return true;
-}
-
-/*
  * The running task @prev has used up its slice, or was preempted, and wants to
  * go on. Does another go first?
  */
 static __always_inline bool replace(s32 cpu, struct task_struct *prev, struct cpu_ctx *cc,
 				    struct seat *seat)
 {
-	u64 mine = cc->run_vtime + virtual_ns(prev, prev->se.exec_start - cc->run_at);
+	u64 mine = run_vtime_now(&cc->run, prev);
 	struct queue_ctx *q = lookup_queue(seat->shard);
 	u64 first, other, floor;
 
@@ -780,34 +405,10 @@ void BPF_STRUCT_OPS(numa_running, struct task_struct *p)
 	if ((cc->from_own || !is_shard_queued(sh)) && time_before(q->clock, vtime))
 		q->clock = vtime;
 	cc->from_own = 0;
-	cc->run_vtime = vtime;
-	cc->run_weight = p->scx.weight;
-	cc->run_at = p->se.exec_start;
+	run_start(&cc->run, p, vtime);
 	sync_start(&cc->sync);
-}
-
-/* @p ran @used ns on a CPU of this shard: account it to its home, and to its wish for another. */
-static __always_inline void account_home(struct task_struct *p, struct shard *sh, u32 shard,
-					 u64 used)
-{
-	struct task_ctx *tc = lookup_task(p);
-	struct node_time *nt;
-
-	if (!tc || tc->home == NO_HOME)
-		return;
-	nt = bpf_map_lookup_elem(&node_times, &tc->node);
-	if (!nt)
-		return;
-	if (sh->node == tc->node) {
-		nt->home_ns += used;
-		tc->away_ns = tc->away_ns > (s64)used ? tc->away_ns - used : 0;
-		return;
-	}
-	nt->away_ns += used;
-	tc->away_ns += used;
-	if (!strict && p->nr_cpus_allowed > 1 && tc->away_ns > (s64)rehome_ns &&
-	    may_live(p, shard))
-		set_home(tc, shard, NUMA_HOME_AWAY);
+	if (cc->hurry || is_shard_queued(sh))
+		set_alarm(cpu, scx_bpf_now(), cc->hurry ? preempt_ns : slice_ns);
 }
 
 void BPF_STRUCT_OPS(numa_stopping, struct task_struct *p, bool runnable)
@@ -821,7 +422,7 @@ void BPF_STRUCT_OPS(numa_stopping, struct task_struct *p, bool runnable)
 
 	if (!cc || !q || !sh)
 		return;
-	used = p->se.exec_start - cc->run_at;
+	used = p->se.exec_start - cc->run.at;
 	p->scx.dsq_vtime = fair_leave(p, used);
 	account_home(p, sh, seat->shard, used);
 	sync_stop(&cc->sync, p, !runnable, used);
@@ -845,7 +446,7 @@ void BPF_STRUCT_OPS(numa_tick, struct task_struct *p)
 	if (!cc || !sh || !q)
 		return;
 	note_served(&q->served_at, now);
-	cc->skew = now - p->se.exec_start;
+	cc->run.skew = now - p->se.exec_start;
 	if (scx_bpf_dsq_nr_queued(seat->shard) <= 0)
 		return;
 	mark_shard_queued(sh);
@@ -956,81 +557,12 @@ s32 BPF_STRUCT_OPS_SLEEPABLE(numa_init)
 		if (err)
 			return err;
 	}
-	return 0;
+	return alarms_init();
 }
 
 void BPF_STRUCT_OPS(numa_exit, struct scx_exit_info *ei)
 {
 	UEI_RECORD(uei, ei);
-}
-
-/* What the kernel prints when it throws a scheduler out, or on SysRq-D. */
-void BPF_STRUCT_OPS(numa_dump, struct scx_dump_ctx *dctx)
-{
-	u32 i;
-
-	bpf_for(i, 0, nr_shards) {
-		struct shard_words *w = words_of_shard(i);
-		struct shard *sh = lookup_shard(i);
-
-		if (w && sh)
-			scx_bpf_dump("shard %u: node %u, %u CPUs, idle %llx, %d queued\n",
-				     i, sh->node, sh->nr_cpus, w->idle[0],
-				     scx_bpf_dsq_nr_queued(i));
-	}
-}
-
-void BPF_STRUCT_OPS(numa_dump_cpu, struct scx_dump_ctx *dctx, s32 cpu, bool idle)
-{
-	struct cpu_ctx *cc = lookup_cpu_ctx(cpu);
-	s32 pinned = scx_bpf_dsq_nr_queued(PINNED_DSQ(cpu));
-
-	if (!cc || (idle && !pinned))
-		return;
-	scx_bpf_dump("%d pinned tasks queued, run_vtime=%llu run_at=%llu hint=%u",
-		     pinned, cc->run_vtime, cc->run_at, cc->hint);
-}
-
-void BPF_STRUCT_OPS(numa_dump_task, struct scx_dump_ctx *dctx, struct task_struct *p)
-{
-	struct task_ctx *tc = lookup_task(p);
-
-	scx_bpf_dump("vtime=%lld slice_ns=%llu allowed=%d home=%d away_ns=%lld",
-		     p->scx.dsq_vtime, p->scx.slice, p->nr_cpus_allowed,
-		     tc ? (s32)tc->home : -1, tc ? tc->away_ns : 0);
-}
-
-/* Run by the daemon: how many tasks are queued, and how many at each node. */
-u64 queued_home, queued_pinned;
-u64 queued_at_node[NUMA_MAX_NODES];
-
-SEC("syscall")
-int numa_read_queued(void *ctx)
-{
-	u64 home = 0, pinned = 0;
-	s32 nr;
-	u32 i;
-
-	bpf_for(i, 0, nr_nodes) {
-		if (i < NUMA_MAX_NODES)
-			queued_at_node[i] = 0;
-	}
-	bpf_for(i, 0, nr_shards) {
-		struct shard *sh = lookup_shard(i);
-
-		nr = scx_bpf_dsq_nr_queued(i);
-		if (!sh || nr <= 0)
-			continue;
-		home += nr;
-		queued_at_node[sh->node & (NUMA_MAX_NODES - 1)] += nr;
-	}
-	bpf_for(i, 0, nr_cpu_ids) {
-		nr = scx_bpf_dsq_nr_queued(PINNED_DSQ(i));
-		pinned += nr > 0 ? nr : 0;
-	}
-	queued_home = home;
-	queued_pinned = pinned;
-	return 0;
 }
 
 SCX_OPS_DEFINE(numa_ops,

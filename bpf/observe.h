@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 */
+/* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * What bpf/observe.bpf.c and `manycore observe` agree on. The Rust side (scheds/manycore/src/observe/wire.rs) reads
  * these records by offset and checks their sizes, so fields are ordered to leave no padding.

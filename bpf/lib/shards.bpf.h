@@ -214,6 +214,17 @@ static __always_inline u64 allowed_word(const struct task_struct *p, u32 first_c
 	return word;
 }
 
+/* May @p run on one CPU only, now? */
+static __always_inline bool is_pinned(const struct task_struct *p, u64 enq_flags)
+{
+	/*
+	 * A task that cpu_release hands back only looks as if it had disabled
+	 * migration, since BPF programs do.
+	 */
+	return p->nr_cpus_allowed == 1 ||
+	       (!(enq_flags & SCX_ENQ_REENQ) && is_migration_disabled(p));
+}
+
 /* May @p run on every CPU there is? */
 static __always_inline bool runs_anywhere(const struct task_struct *p)
 {

@@ -13,7 +13,7 @@ use crate::{kernel, setup};
 use anyhow::Result;
 use std::time::Instant;
 
-const WORKLOADS: [&str; 3] = ["pipe", "hackbench-1", "burst-1.5"];
+const WORKLOADS: [&str; 4] = ["pipe", "hackbench-1", "switch", "burst-1.5"];
 const SCHEDULER: &str = "rr";
 /// As many as a verdict needs.
 const SEEDS: u64 = 5;

@@ -89,6 +89,7 @@ impl Opts {
         rodata.remote_wait_ns = self.remote_wait_us * 1000;
         rodata.rehome_ns = self.rehome_ms * 1_000_000;
         rodata.strict = self.strict;
+        rodata.partial = self.common.partial;
         rodata.nr_cpu_ids = shards.nr_cpu_ids();
         rodata.nr_possible = shards.possible();
         rodata.nr_shards = shards.shards().len() as u32;
@@ -98,6 +99,9 @@ impl Opts {
         maps.cpu_ctxs
             .set_max_entries(shards.nr_cpu_ids())
             .context("sizing the table of CPUs")?;
+        maps.alarms
+            .set_max_entries(shards.nr_cpu_ids())
+            .context("sizing the table of alarms")?;
         maps.queue_ctxs
             .set_max_entries(shards.shards().len() as u32)
             .context("sizing the table of queues")?;

@@ -98,6 +98,11 @@ pub struct Stats {
         _unit = "tasks"
     )]
     pub preemptions: u64,
+    #[stat(
+        desc = "running tasks interrupted by a timer for one that had waited long enough",
+        _unit = "tasks"
+    )]
+    pub alarms: u64,
     #[stat(desc = "homes given where the task first ran", _unit = "tasks")]
     pub home_first: u64,
     #[stat(
@@ -169,6 +174,7 @@ impl Stats {
             kicks: count(event::numa_event_NUMA_KICKS),
             kicks_remote: count(event::numa_event_NUMA_KICKS_REMOTE),
             preemptions: count(event::numa_event_NUMA_PREEMPTIONS),
+            alarms: count(event::numa_event_NUMA_ALARMS),
             home_first: count(event::numa_event_NUMA_HOME_FIRST),
             home_inherited: count(event::numa_event_NUMA_HOME_INHERITED),
             home_memory: count(event::numa_event_NUMA_HOME_MEMORY),

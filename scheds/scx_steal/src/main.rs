@@ -80,6 +80,7 @@ impl Opts {
         rodata.preempt_ns = self.preempt_us * 1000;
         rodata.credit_ns = self.credit_us * 1000;
         rodata.remote_wait_ns = self.remote_wait_us * 1000;
+        rodata.partial = self.common.partial;
         rodata.nr_cpu_ids = shards.nr_cpu_ids();
         rodata.nr_possible = shards.possible();
         rodata.nr_shards = shards.shards().len() as u32;
@@ -89,6 +90,9 @@ impl Opts {
         maps.cpu_ctxs
             .set_max_entries(shards.nr_cpu_ids())
             .context("sizing the table of CPUs")?;
+        maps.alarms
+            .set_max_entries(shards.nr_cpu_ids())
+            .context("sizing the table of alarms")?;
         shards
             .size(&mut OpenTables {
                 seats: &mut maps.seats,

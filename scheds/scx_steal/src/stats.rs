@@ -107,6 +107,11 @@ pub struct Stats {
         _unit = "tasks"
     )]
     pub preemptions: u64,
+    #[stat(
+        desc = "running tasks interrupted by a timer for one that had waited long enough",
+        _unit = "tasks"
+    )]
+    pub alarms: u64,
     #[stat(desc = "tasks waiting in all queues now", _unit = "tasks", _gauge)]
     pub queued_now: u64,
 }
@@ -140,6 +145,7 @@ impl Stats {
             rechecks: count(event::steal_event_STEAL_RECHECKS),
             kicks: count(event::steal_event_STEAL_KICKS),
             preemptions: count(event::steal_event_STEAL_PREEMPTIONS),
+            alarms: count(event::steal_event_STEAL_ALARMS),
             queued_now: reading.gauges.first().copied().unwrap_or(0),
         }
     }

@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * When does one who waits in a queue go before the one who runs? What policies
+ * with queues in the order of virtual runtime (lib/fair.bpf.h) have in common.
+ */
+#ifndef __MANYCORE_FAIR_QUEUE_BPF_H
+#define __MANYCORE_FAIR_QUEUE_BPF_H
+
+#include "lib/fair.bpf.h"
+
+/* How long a task may run while others wait, in ns. */
+const volatile u64 slice_ns = 3000000;
+/* A running task is not interrupted for a woken one before it has run for this, in ns. */
+const volatile u64 preempt_ns = 300000;
+
+/* A part of what a CPU knows: the task that runs there. */
+struct run_ctx {
+	u64 at;			/* when it started, as p->se.exec_start */
+	u64 vtime;		/* its virtual runtime then */
+	u64 weight;
+	u64 skew;		/* scx_bpf_now() less the time of p->se.exec_start */
+};
+
+/* @p starts to run with this virtual runtime. */
+static __always_inline void run_start(struct run_ctx *run, const struct task_struct *p, u64 vtime)
+{
+	run->at = p->se.exec_start;
+	run->vtime = vtime;
+	run->weight = p->scx.weight;
+}
+
+/* The virtual runtime of @p, which still runs. */
+static __always_inline u64 run_vtime_now(const struct run_ctx *run, const struct task_struct *p)
+{
+	return run->vtime + virtual_ns(p, p->se.exec_start - run->at);
+}
+
+/*
+ * For how long the running task may go on, in ns, before one of virtual runtime
+ * @vtime interrupts it; 0 or less: now. It may run for @least, since tasks that
+ * pass messages to each other are done sooner if they are left alone, and until
+ * it has had more than the other.
+ */
+static __always_inline s64 patience(const struct run_ctx *run, u64 vtime, u64 least, u64 now)
+{
+	s64 ran = now - run->skew - run->at;
+	s64 ahead = vtime - run->vtime;
+
+	if (ahead > FAIR_LAG_MAX)
+		ahead = FAIR_LAG_MAX;
+	if (ahead > 0 && run->weight != FAIR_WEIGHT)
+		ahead = (u64)ahead * run->weight / FAIR_WEIGHT;
+	return (ahead > (s64)least ? ahead : (s64)least) - ran;
+}
+
+/* The virtual runtime of the first in this queue. False if it is empty. */
+static __always_inline bool first_vtime(u64 dsq, u64 *vtime)
+{
+	struct task_struct *p;
+	bool any = false;
+
+	bpf_for_each(scx_dsq, p, dsq, 0) {
+		*vtime = p->scx.dsq_vtime;
+		any = true;
+		break;
+	}
+	return any;
+}
+
+#endif /* __MANYCORE_FAIR_QUEUE_BPF_H */

@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Homes: which cache, and with it which node, a task belongs to, and when that
+ * changes.
+ */
+#ifndef __NUMA_HOMES_BPF_H
+#define __NUMA_HOMES_BPF_H
+
+#include "numa/ctx.bpf.h"
+
+static __always_inline void set_home(struct task_ctx *tc, u32 shard, u32 event)
+{
+	struct shard *sh = lookup_shard(shard);
+
+	if (!sh || tc->home == shard)
+		return;
+	tc->home = shard;
+	tc->node = sh->node;
+	tc->away_ns = 0;
+	count(event);
+}
+
+/* The index of the node with this id of the kernel's, or NO_SHARD. At most 64 nodes are looked at. */
+static __noinline u32 node_index(u32 kernel_node)
+{
+	u32 i;
+
+	bpf_for(i, 0, NUMA_MAX_NODES) {
+		struct numa_node *n;
+
+		if (i >= nr_nodes)
+			break;
+		n = lookup_node(i);
+		if (n && n->kernel_node == kernel_node)
+			return i;
+	}
+	return NO_SHARD;
+}
+
+/* A shard of the node, spread by pid so that processes don't all get the first. */
+static __always_inline u32 some_shard(u32 node, const struct task_struct *p)
+{
+	struct numa_node *n = lookup_node(node);
+
+	return n && n->nr_shards ? n->first_shard + (u32)p->tgid % n->nr_shards : NO_HOME;
+}
+
+#define MPOL_PREFERRED_	1	/* enumerators of the kernel's, not bits */
+#define MPOL_BIND_	2
+#define MPOL_PREFERRED_MANY_ 5
+
+/*
+ * The one node of the kernel's that this task's memory must or should be on, by
+ * its cpuset or its mempolicy; or NUMA_NO_NODE if there is no such, or several.
+ */
+static __noinline s32 memory_node(struct task_struct *p __arg_trusted)
+{
+	struct mempolicy *pol = BPF_CORE_READ(p, mempolicy);
+	u64 mems = 0;
+
+	bpf_probe_read_kernel(&mems, sizeof(mems), &p->mems_allowed.bits[0]);
+	if (pol) {
+		u16 mode = BPF_CORE_READ(pol, mode);
+		u64 nodes = 0;
+
+		if (mode == MPOL_PREFERRED_ || mode == MPOL_BIND_ || mode == MPOL_PREFERRED_MANY_) {
+			bpf_probe_read_kernel(&nodes, sizeof(nodes), &pol->nodes.bits[0]);
+			if (nodes)
+				mems = nodes;
+		}
+	}
+	if (nr_nodes < 2 || !mems || (mems & (mems - 1)))
+		return NUMA_NO_NODE;
+	return lowest(mems);
+}
+
+/* May @p run on any CPU of this shard? */
+static __always_inline bool may_live(const struct task_struct *p, u32 shard)
+{
+	struct shard *sh = lookup_shard(shard);
+	struct shard_words *w = words_of_shard(shard);
+	u32 k;
+
+	if (!sh || !w)
+		return false;
+	if (runs_anywhere(p))
+		return true;
+	bpf_for(k, 0, SHARD_WORDS) {
+		if (k >= sh->nr_words)
+			break;
+		if (allowed_word(p, sh->first_cpu[k & (SHARD_WORDS - 1)]) &
+		    sh->cpus[k & (SHARD_WORDS - 1)])
+			return true;
+	}
+	return false;
+}
+
+/*
+ * The shard whose queue @p waits in, now that it is about to wait and its CPU is
+ * of shard @here: its home, which is decided here if it has none.
+ */
+static __noinline u32 home_of(struct task_struct *p __arg_trusted, struct task_ctx *tc, u32 here)
+{
+	struct move_order *order;
+	s32 nid;
+
+	if (!tc)
+		return here;
+	if (tc->home == NO_HOME) {
+		u32 node;
+
+		nid = memory_node(p);
+		node = nid >= 0 ? node_index(nid) : NO_SHARD;
+		if (node != NO_SHARD && may_live(p, some_shard(node, p)))
+			set_home(tc, some_shard(node, p), NUMA_HOME_MEMORY);
+		else
+			set_home(tc, here, NUMA_HOME_FIRST);
+		return tc->home == NO_HOME ? here : tc->home;
+	}
+	if (!runs_anywhere(p) && !may_live(p, tc->home)) {
+		set_home(tc, here, NUMA_HOME_AFFINITY);
+		return tc->home;
+	}
+	/* AutoNUMA has a new opinion. */
+	nid = p->numa_preferred_nid;
+	if (nid != tc->kernel_nid) {
+		u32 node = nid >= 0 ? node_index(nid) : NO_SHARD;
+
+		tc->kernel_nid = nid;
+		if (!strict && node != NO_SHARD && node != tc->node &&
+		    may_live(p, some_shard(node, p)))
+			set_home(tc, some_shard(node, p), NUMA_HOME_KERNEL);
+		return tc->home;
+	}
+	order = bpf_map_lookup_elem(&move_orders, &tc->node);
+	if (order && order->budget && !strict && may_live(p, some_shard(order->to, p))) {
+		/* A race of two spends one too few: the daemon gives another. */
+		order->budget--;
+		set_home(tc, some_shard(order->to, p), NUMA_HOME_ORDERED);
+	}
+	return tc->home;
+}
+
+/* @p ran @used ns on a CPU of this shard: account it to its home, and to its wish for another. */
+static __always_inline void account_home(struct task_struct *p, struct shard *sh, u32 shard,
+					 u64 used)
+{
+	struct task_ctx *tc = lookup_task(p);
+	struct node_time *nt;
+
+	if (!tc || tc->home == NO_HOME)
+		return;
+	nt = bpf_map_lookup_elem(&node_times, &tc->node);
+	if (!nt)
+		return;
+	if (sh->node == tc->node) {
+		nt->home_ns += used;
+		tc->away_ns = tc->away_ns > (s64)used ? tc->away_ns - used : 0;
+		return;
+	}
+	nt->away_ns += used;
+	tc->away_ns += used;
+	if (!strict && p->nr_cpus_allowed > 1 && tc->away_ns > (s64)rehome_ns &&
+	    may_live(p, shard))
+		set_home(tc, shard, NUMA_HOME_AWAY);
+}
+
+#endif /* __NUMA_HOMES_BPF_H */
