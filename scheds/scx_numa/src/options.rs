@@ -10,8 +10,7 @@ use control_plane::CommonOpts;
 #[derive(Clone, Debug, Parser)]
 #[command(name = "scx_numa", disable_version_flag = true)]
 pub(crate) struct Opts {
-    /// How long a task may run while others wait, in microseconds, 100 to 100000. Slices end on the timer tick, so the
-    /// kernel rounds up to that; the default ends on the first tick at 250 Hz
+    /// How long a task may run while others wait, in microseconds, 100 to 100000
     #[arg(short, long, value_name = "US", default_value_t = 3000, value_parser = clap::value_parser!(u64).range(100..=100_000))]
     pub(crate) slice_us: u64,
 
