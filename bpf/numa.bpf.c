@@ -423,7 +423,7 @@ void BPF_STRUCT_OPS(numa_stopping, struct task_struct *p, bool runnable)
 	if (!cc || !q || !sh)
 		return;
 	used = p->se.exec_start - cc->run.at;
-	p->scx.dsq_vtime = fair_leave(p, used);
+	p->scx.dsq_vtime = fair_leave(p, cc->run.weight, used);
 	account_home(p, sh, seat->shard, used);
 	sync_stop(&cc->sync, p, !runnable, used);
 }

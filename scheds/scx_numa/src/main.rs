@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Parser;
 use control_plane::lifecycle::attach_error;
+use control_plane::cgroup_shares::Shares;
 use control_plane::shards::{OpenTables, Shards};
 use control_plane::stats::{Reading, sum};
 use control_plane::{CommonOpts, Daemon, Instance, Topology};
@@ -59,10 +60,13 @@ impl Daemon for Opts {
             .fill(&skel.maps.seats, &skel.maps.shards, &skel.maps.nodes)
             .context("filling the topology tables")?;
 
+        let shares = self.shares.enabled().then(|| Shares::new(&skel.progs.read_loads));
+        let shares = shares.transpose()?;
         match scx_ops_attach!(skel, numa_ops) {
             Ok(link) => Ok(Box::new(Scheduler {
                 skel,
                 link: Some(link),
+                shares,
                 orders: Orders::new(&shards),
             })),
             Err(err) => Err(attach_error(err, &uei_read!(&skel, uei))),
@@ -90,6 +94,7 @@ impl Opts {
         rodata.rehome_ns = self.rehome_ms * 1_000_000;
         rodata.strict = self.strict;
         rodata.partial = self.common.partial;
+        rodata.has_shares = self.shares.enabled();
         rodata.nr_cpu_ids = shards.nr_cpu_ids();
         rodata.nr_possible = shards.possible();
         rodata.nr_shards = shards.shards().len() as u32;
@@ -102,6 +107,9 @@ impl Opts {
         maps.alarms
             .set_max_entries(shards.nr_cpu_ids())
             .context("sizing the table of alarms")?;
+        maps.shares
+            .set_max_entries(self.shares.room())
+            .context("sizing the table of shares")?;
         maps.queue_ctxs
             .set_max_entries(shards.shards().len() as u32)
             .context("sizing the table of queues")?;
@@ -133,6 +141,7 @@ impl Opts {
 struct Scheduler<'o> {
     skel: BpfSkel<'o>,
     link: Option<Link>,
+    shares: Option<Shares>,
     orders: Orders,
 }
 
@@ -177,6 +186,9 @@ impl Instance for Scheduler<'_> {
 
     fn tick(&self) -> Result<()> {
         let maps = &self.skel.maps;
+        if let Some(shares) = &self.shares {
+            shares.tick(&maps.shares)?;
+        }
         self.orders.tick(
             &self.look()?.queued_at_node,
             &maps.node_times,

@@ -2,6 +2,7 @@
 
 use clap::Parser;
 use control_plane::CommonOpts;
+use control_plane::cgroup_shares::ShareOpts;
 
 /// NUMA-local scheduler: every task has a home node and runs there, unless waiting there costs more than a move
 ///
@@ -37,6 +38,9 @@ pub(crate) struct Opts {
     /// Never run a task outside of its home node, even if CPUs idle elsewhere
     #[arg(long)]
     pub(crate) strict: bool,
+
+    #[command(flatten)]
+    pub(crate) shares: ShareOpts,
 
     #[command(flatten)]
     pub(crate) common: CommonOpts,

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Parser;
 use control_plane::lifecycle::attach_error;
+use control_plane::cgroup_shares::Shares;
 use control_plane::shards::{OpenTables, Shards};
 use control_plane::stats::{Reading, sum};
 use control_plane::{CommonOpts, Daemon, Instance, Topology};
@@ -54,10 +55,13 @@ impl Daemon for Opts {
             .fill(&skel.maps.seats, &skel.maps.shards, &skel.maps.nodes)
             .context("filling the topology tables")?;
 
+        let shares = self.shares.enabled().then(|| Shares::new(&skel.progs.read_loads));
+        let shares = shares.transpose()?;
         match scx_ops_attach!(skel, steal_ops) {
             Ok(link) => Ok(Box::new(Scheduler {
                 skel,
                 link: Some(link),
+                shares,
             })),
             Err(err) => Err(attach_error(err, &uei_read!(&skel, uei))),
         }
@@ -81,6 +85,7 @@ impl Opts {
         rodata.credit_ns = self.credit_us * 1000;
         rodata.remote_wait_ns = self.remote_wait_us * 1000;
         rodata.partial = self.common.partial;
+        rodata.has_shares = self.shares.enabled();
         rodata.nr_cpu_ids = shards.nr_cpu_ids();
         rodata.nr_possible = shards.possible();
         rodata.nr_shards = shards.shards().len() as u32;
@@ -93,6 +98,9 @@ impl Opts {
         maps.alarms
             .set_max_entries(shards.nr_cpu_ids())
             .context("sizing the table of alarms")?;
+        maps.shares
+            .set_max_entries(self.shares.room())
+            .context("sizing the table of shares")?;
         shards
             .size(&mut OpenTables {
                 seats: &mut maps.seats,
@@ -117,6 +125,7 @@ impl Opts {
 struct Scheduler<'o> {
     skel: BpfSkel<'o>,
     link: Option<Link>,
+    shares: Option<Shares>,
 }
 
 impl Instance for Scheduler<'_> {
@@ -147,6 +156,13 @@ impl Instance for Scheduler<'_> {
             gauges,
             ..Reading::default()
         })
+    }
+
+    fn tick(&self) -> Result<()> {
+        match &self.shares {
+            Some(shares) => shares.tick(&self.skel.maps.shares),
+            None => Ok(()),
+        }
     }
 
     fn detach(&mut self) -> UserExitInfo {

@@ -2,6 +2,7 @@
 
 use clap::Parser;
 use control_plane::CommonOpts;
+use control_plane::cgroup_shares::ShareOpts;
 
 /// Work-stealing scheduler: a queue for each CPU, and CPUs that run dry steal from the nearest
 ///
@@ -28,6 +29,9 @@ pub(crate) struct Opts {
     /// each 10 of the firmware's distance beyond the local one, 0 to 100000
     #[arg(long, value_name = "US", default_value_t = 50, value_parser = clap::value_parser!(u64).range(0..=100_000))]
     pub(crate) remote_wait_us: u64,
+
+    #[command(flatten)]
+    pub(crate) shares: ShareOpts,
 
     #[command(flatten)]
     pub(crate) common: CommonOpts,
