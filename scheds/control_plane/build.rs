@@ -1,4 +1,4 @@
-//! Generates the Rust side of the tables shared by all policies, `bpf/lib/intf.h` and `bpf/lib/shards.h`.
+//! Generates the Rust side of the tables shared by all policies, in `bpf/lib/`.
 
 use anyhow::{Context, Result};
 
@@ -6,6 +6,7 @@ const LIB: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../bpf/lib");
 
 fn main() -> Result<()> {
     bind("intf.h", "bpf_intf.rs")?;
+    bind("classes.h", "classes_intf.rs")?;
     bind("shards.h", "shards_intf.rs")
 }
 
