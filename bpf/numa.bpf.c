@@ -301,14 +301,14 @@ static __always_inline bool replace(s32 cpu, struct task_struct *prev, struct cp
 	floor = time_before(first, mine) ? first : mine;
 	if (q && time_before(q->clock, floor))
 		q->clock = floor;
+	if (scx_bpf_dsq_nr_queued(PINNED_DSQ(cpu)) > 0 &&
+	    first_vtime(PINNED_DSQ(cpu), &other) && time_before(other, first))
+		first = other;
 	if (time_after(prev->se.exec_start, cc->balance_at) && !class_is_urgent(first, mine)) {
 		cc->balance_at = prev->se.exec_start + slice_ns / 2;
 		if (balance(cc, seat))
 			return true;
 	}
-	if (scx_bpf_dsq_nr_queued(PINNED_DSQ(cpu)) > 0 &&
-	    first_vtime(PINNED_DSQ(cpu), &other) && time_before(other, first))
-		first = other;
 	if (time_before(mine - class_head(cc->run.kind), first))
 		return false;
 	return take_own(cc, cpu, seat->shard);
@@ -399,7 +399,7 @@ void BPF_STRUCT_OPS(numa_stopping, struct task_struct *p, bool runnable)
 	if (!cc || !q || !sh)
 		return;
 	used = p->se.exec_start - cc->run.at;
-	p->scx.dsq_vtime = fair_leave(p, used);
+	p->scx.dsq_vtime = fair_leave(p, cc->run.weight, used);
 	account_home(p, sh, seat->shard, used);
 	sync_stop(&cc->sync, p, !runnable, used);
 }

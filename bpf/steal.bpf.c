@@ -373,7 +373,7 @@ void BPF_STRUCT_OPS(steal_stopping, struct task_struct *p, bool runnable)
 	if (!cc)
 		return;
 	used = p->se.exec_start - cc->run.at;
-	p->scx.dsq_vtime = fair_leave(p, used);
+	p->scx.dsq_vtime = fair_leave(p, cc->run.weight, used);
 	sync_stop(&cc->sync, p, !runnable, used);
 }
 

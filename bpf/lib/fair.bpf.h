@@ -3,7 +3,7 @@
  * Fair by weight: virtual runtime, as in the kernel's own scheduler.
  *
  * A task's virtual runtime grows by the time it ran, divided by its weight
- * (100 is nice 0). In a queue the least one goes first, so over time each gets
+ * (100 is nice 0), which its cgroup has a part in (lib/cgroup_shares.bpf.h). In a queue the least one goes first, so over time each gets
  * a share in proportion to its weight.
  *
  * Every queue has a clock: the least virtual runtime of those who run or wait
@@ -29,7 +29,10 @@
 #ifndef __MANYCORE_FAIR_BPF_H
 #define __MANYCORE_FAIR_BPF_H
 
-#define FAIR_WEIGHT	100		/* of nice 0, and cpu.weight's default */
+#include "lib/cgroup_shares.bpf.h"
+
+#define FAIR_WEIGHT	(100 * SHARE_ONE) /* of nice 0, in units of shared_weight() */
+#define FAIR_RUN_MAX	(1ULL << 44)	/* ns, five hours; times FAIR_WEIGHT is still a number */
 #define FAIR_LAG_MAX	(1LL << 30)	/* ns, about a second; beyond, a clock was lost */
 
 #define FAIR_EPOCH	(1ULL << 60)	/* where clocks start */
@@ -40,11 +43,12 @@
 /* The most by which a task may be behind, in ns of virtual runtime. */
 const volatile u64 credit_ns = 3000000;
 
-/* @ns of runtime in virtual runtime of @p. */
-static __always_inline u64 virtual_ns(const struct task_struct *p, u64 ns)
+/* @ns of runtime in virtual runtime of a task of this weight. */
+static __always_inline u64 virtual_ns(u64 weight, u64 ns)
 {
-	u32 weight = p->scx.weight;
-
+	/* Who runs alone does so for days. */
+	if (ns > FAIR_RUN_MAX)
+		ns = FAIR_RUN_MAX;
 	return weight == FAIR_WEIGHT || !weight ? ns : ns * FAIR_WEIGHT / weight;
 }
 
@@ -93,12 +97,12 @@ static __always_inline u64 fair_clock(u64 clock, u64 vtime)
 	return time_before(clock, vtime) ? vtime : clock;
 }
 
-/* @p stops after @used ns. */
-static __always_inline u64 fair_leave(const struct task_struct *p, u64 used)
+/* @p of this weight stops after @used ns. */
+static __always_inline u64 fair_leave(const struct task_struct *p, u64 weight, u64 used)
 {
 	u64 vtime = p->scx.dsq_vtime;
 
-	return (vtime & FAIR_FRAME) | ((vtime + virtual_ns(p, used)) & ~FAIR_MARKS);
+	return (vtime & FAIR_FRAME) | ((vtime + virtual_ns(weight, used)) & ~FAIR_MARKS);
 }
 
 #endif /* __MANYCORE_FAIR_BPF_H */

@@ -17,7 +17,7 @@ const volatile u64 preempt_ns = 300000;
 struct run_ctx {
 	u64 at;			/* when it started, as p->se.exec_start */
 	u64 vtime;		/* its virtual runtime then */
-	u64 weight;
+	u64 weight;		/* shared_weight() then */
 	u64 slice_ns;		/* for how long it may run: see lib/class_place.bpf.h */
 	u32 kind;		/* its class */
 	u64 skew;		/* scx_bpf_now() less the time of p->se.exec_start */
@@ -28,13 +28,13 @@ static __always_inline void run_start(struct run_ctx *run, const struct task_str
 {
 	run->at = p->se.exec_start;
 	run->vtime = vtime;
-	run->weight = p->scx.weight;
+	run->weight = shared_weight(p);
 }
 
 /* The virtual runtime of @p, which still runs. */
 static __always_inline u64 run_vtime_now(const struct run_ctx *run, const struct task_struct *p)
 {
-	return run->vtime + virtual_ns(p, p->se.exec_start - run->at);
+	return run->vtime + virtual_ns(run->weight, p->se.exec_start - run->at);
 }
 
 /*

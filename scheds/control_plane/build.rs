@@ -1,4 +1,4 @@
-//! Generates the Rust side of the tables shared by all policies, in `bpf/lib/`.
+//! Generates the Rust side of the tables shared by all policies, `bpf/lib/*.h`.
 
 use anyhow::{Context, Result};
 
@@ -7,7 +7,8 @@ const LIB: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../bpf/lib");
 fn main() -> Result<()> {
     bind("intf.h", "bpf_intf.rs")?;
     bind("classes.h", "classes_intf.rs")?;
-    bind("shards.h", "shards_intf.rs")
+    bind("shards.h", "shards_intf.rs")?;
+    bind("cgroup_shares.h", "cgroup_shares_intf.rs")
 }
 
 fn bind(header: &str, to: &str) -> Result<()> {

@@ -281,6 +281,7 @@ const SEVERAL_CACHES: Pick = Pick::Only(&["topology", "topo", "no_idle_cpu"]);
 /// In guests of its own: it changes cpusets and NUMA balancing while tasks run, and what is wrong afterwards is its own.
 const POLICY: Pick = Pick::Only(&["policy"]);
 const POLICY_DAEMON: Pick = Pick::Only(&["policy_daemon"]);
+/// On a virtual clock: how soon is about the daemon, not about the host.
 const CLASSES: Pick = Pick::Only(&["classes"]);
 /// A restart in an emulated guest of 16 CPUs takes from seconds to minutes, by the host's load.
 const UNKNOWN_CPU: Pick = Pick::Only(&["unknown_cpu"]);
@@ -317,7 +318,7 @@ pub const GUESTS: &[Guest] = &[
     Guest::new("6.12", "t16-smt", POLICY),
     Guest::new("6.12", "t32", POLICY).full(),
     Guest::new("6.12", "t16-smt", POLICY_DAEMON).full(),
-    Guest::new("6.12", "t8", CLASSES).full(),
+    Guest::new("6.12", "t8", CLASSES).virtual_clock().full(),
     Guest::new("6.12", "t16-smt", UNKNOWN_CPU).full(),
     Guest::new("debian", "t16-smt", SEVERAL_CACHES).full(),
     Guest::new("debian", "t32", MANY_CPUS).full(),

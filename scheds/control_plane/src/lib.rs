@@ -6,6 +6,7 @@
 //!
 //! Nothing in here knows of any one policy.
 
+pub mod cgroup_shares;
 pub mod classes;
 pub mod domains;
 pub mod lifecycle;
@@ -54,4 +55,16 @@ mod classes_intf {
 )]
 mod shards_intf {
     include!(concat!(env!("OUT_DIR"), "/shards_intf.rs"));
+}
+
+/// The Rust side of `bpf/lib/cgroup_shares.h`.
+#[allow(
+    dead_code,
+    missing_debug_implementations,
+    non_camel_case_types,
+    non_upper_case_globals,
+    unreachable_pub
+)]
+mod cgroup_shares_intf {
+    include!(concat!(env!("OUT_DIR"), "/cgroup_shares_intf.rs"));
 }

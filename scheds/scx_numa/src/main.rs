@@ -14,6 +14,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use control_plane::cgroup_shares::Shares;
 use control_plane::classes::ClassMap;
 use control_plane::lifecycle::attach_error;
 use control_plane::shards::Shards;
@@ -60,11 +61,17 @@ impl Daemon for Opts {
             .context("filling the topology tables")?;
         let classes = MapHandle::try_from(&skel.maps.classes).context("the map of classes")?;
 
+        let shares = self
+            .shares
+            .enabled()
+            .then(|| Shares::new(&skel.progs.read_loads));
+        let shares = shares.transpose()?;
         match scx_ops_attach!(skel, numa_ops) {
             Ok(link) => Ok(Box::new(Scheduler {
                 skel,
                 classes: ClassMap::new(classes),
                 link: Some(link),
+                shares,
                 orders: Orders::new(&shards),
             })),
             Err(err) => Err(attach_error(err, &uei_read!(&skel, uei))),
@@ -80,6 +87,7 @@ struct Scheduler<'o> {
     skel: BpfSkel<'o>,
     classes: ClassMap,
     link: Option<Link>,
+    shares: Option<Shares>,
     orders: Orders,
 }
 
@@ -124,6 +132,9 @@ impl Instance for Scheduler<'_> {
 
     fn tick(&self) -> Result<()> {
         let maps = &self.skel.maps;
+        if let Some(shares) = &self.shares {
+            shares.tick(&maps.shares)?;
+        }
         self.orders.tick(
             &self.look()?.queued_at_node,
             &maps.node_times,

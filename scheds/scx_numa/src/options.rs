@@ -2,6 +2,7 @@
 
 use clap::Parser;
 use control_plane::CommonOpts;
+use control_plane::cgroup_shares::ShareOpts;
 
 /// NUMA-local scheduler: every task has a home node and runs there, unless waiting there costs more than a move
 ///
@@ -10,8 +11,7 @@ use control_plane::CommonOpts;
 #[derive(Clone, Debug, Parser)]
 #[command(name = "scx_numa", disable_version_flag = true)]
 pub(crate) struct Opts {
-    /// How long a task may run while others wait, in microseconds, 100 to 100000. Slices end on the timer tick, so the
-    /// kernel rounds up to that; the default ends on the first tick at 250 Hz
+    /// How long a task may run while others wait, in microseconds, 100 to 100000
     #[arg(short, long, value_name = "US", default_value_t = 3000, value_parser = clap::value_parser!(u64).range(100..=100_000))]
     pub(crate) slice_us: u64,
 
@@ -38,6 +38,9 @@ pub(crate) struct Opts {
     /// Never run a task outside of its home node, even if CPUs idle elsewhere
     #[arg(long)]
     pub(crate) strict: bool,
+
+    #[command(flatten)]
+    pub(crate) shares: ShareOpts,
 
     #[command(flatten)]
     pub(crate) common: CommonOpts,

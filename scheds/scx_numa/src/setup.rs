@@ -24,6 +24,7 @@ impl Opts {
         rodata.rehome_ns = self.rehome_ms * 1_000_000;
         rodata.strict = self.strict;
         rodata.partial = self.common.partial;
+        rodata.has_shares = self.shares.enabled();
         rodata.nr_cpu_ids = shards.nr_cpu_ids();
         rodata.nr_possible = shards.possible();
         rodata.nr_shards = shards.shards().len() as u32;
@@ -37,6 +38,9 @@ impl Opts {
         maps.alarms
             .set_max_entries(shards.nr_cpu_ids())
             .context("sizing the table of alarms")?;
+        maps.shares
+            .set_max_entries(self.shares.room())
+            .context("sizing the table of shares")?;
         maps.queue_ctxs
             .set_max_entries(shards.shards().len() as u32)
             .context("sizing the table of queues")?;

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use control_plane::cgroup_shares::Shares;
 use control_plane::classes::{self, ClassMap};
 use control_plane::lifecycle::attach_error;
 use control_plane::shards::{OpenTables, Shards};
@@ -56,11 +57,17 @@ impl Daemon for Opts {
             .context("filling the topology tables")?;
         let classes = MapHandle::try_from(&skel.maps.classes).context("the map of classes")?;
 
+        let shares = self
+            .shares
+            .enabled()
+            .then(|| Shares::new(&skel.progs.read_loads));
+        let shares = shares.transpose()?;
         match scx_ops_attach!(skel, steal_ops) {
             Ok(link) => Ok(Box::new(Scheduler {
                 skel,
                 classes: ClassMap::new(classes),
                 link: Some(link),
+                shares,
             })),
             Err(err) => Err(attach_error(err, &uei_read!(&skel, uei))),
         }
@@ -84,6 +91,7 @@ impl Opts {
         rodata.credit_ns = self.credit_us * 1000;
         rodata.remote_wait_ns = self.remote_wait_us * 1000;
         rodata.partial = self.common.partial;
+        rodata.has_shares = self.shares.enabled();
         rodata.nr_cpu_ids = shards.nr_cpu_ids();
         rodata.nr_possible = shards.possible();
         rodata.nr_shards = shards.shards().len() as u32;
@@ -104,6 +112,9 @@ impl Opts {
         maps.alarms
             .set_max_entries(shards.nr_cpu_ids())
             .context("sizing the table of alarms")?;
+        maps.shares
+            .set_max_entries(self.shares.room())
+            .context("sizing the table of shares")?;
         shards
             .size(&mut OpenTables {
                 seats: &mut maps.seats,
@@ -129,6 +140,7 @@ struct Scheduler<'o> {
     skel: BpfSkel<'o>,
     classes: ClassMap,
     link: Option<Link>,
+    shares: Option<Shares>,
 }
 
 impl Instance for Scheduler<'_> {
@@ -163,6 +175,13 @@ impl Instance for Scheduler<'_> {
 
     fn classes(&self) -> Option<&ClassMap> {
         Some(&self.classes)
+    }
+
+    fn tick(&self) -> Result<()> {
+        match &self.shares {
+            Some(shares) => shares.tick(&self.skel.maps.shares),
+            None => Ok(()),
+        }
     }
 
     fn detach(&mut self) -> UserExitInfo {

@@ -2,6 +2,7 @@
 
 use clap::Parser;
 use control_plane::CommonOpts;
+use control_plane::cgroup_shares::ShareOpts;
 
 /// Work-stealing scheduler: a queue for each CPU, and CPUs that run dry steal from the nearest
 ///
@@ -10,8 +11,7 @@ use control_plane::CommonOpts;
 #[derive(Clone, Debug, Parser)]
 #[command(name = "scx_steal", disable_version_flag = true)]
 pub(crate) struct Opts {
-    /// How long a task may run while others wait for its CPU, in microseconds, 100 to 100000. Slices end on the timer
-    /// tick, so the kernel rounds up to that; the default ends on the first tick at 250 Hz
+    /// How long a task may run while others wait for its CPU, in microseconds, 100 to 100000
     #[arg(short, long, value_name = "US", default_value_t = 3000, value_parser = clap::value_parser!(u64).range(100..=100_000))]
     pub(crate) slice_us: u64,
 
@@ -29,6 +29,9 @@ pub(crate) struct Opts {
     /// each 10 of the firmware's distance beyond the local one, 0 to 100000
     #[arg(long, value_name = "US", default_value_t = 50, value_parser = clap::value_parser!(u64).range(0..=100_000))]
     pub(crate) remote_wait_us: u64,
+
+    #[command(flatten)]
+    pub(crate) shares: ShareOpts,
 
     #[command(flatten)]
     pub(crate) common: CommonOpts,
