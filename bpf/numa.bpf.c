@@ -52,49 +52,9 @@ static __always_inline u64 clock_of(const struct task_struct *p, const struct qu
 
 /* ---- wakeup ------------------------------------------------------------ */
 
-/*
- * Take an idle CPU at the home of @p: the previous one, one of its cache, or one
- * of its node. Returns its id, or -EBUSY.
- */
-static __noinline s32 claim_at_home(struct task_struct *p __arg_trusted, struct task_ctx *tc, s32 prev_cpu)
-{
-	struct seat *seat = lookup_seat(prev_cpu);
-	struct shard *sh;
-	s32 idle;
-
-	if (!tc || !seat)
-		return -EBUSY;
-	sh = lookup_shard(seat->shard);
-	if (sh && sh->node == tc->node && bpf_cpumask_test_cpu(prev_cpu, p->cpus_ptr)) {
-		if (claim_cpu(seat, true)) {
-			count(NUMA_WAKE_PREV);
-			return prev_cpu;
-		}
-		if (has_smt) {
-			idle = claim_in_shard(p, tc->home, true);
-			if (idle >= 0) {
-				count(NUMA_WAKE_LLC);
-				return idle;
-			}
-			if (claim_cpu(seat, false)) {
-				count(NUMA_WAKE_PREV);
-				return prev_cpu;
-			}
-		}
-	}
-	idle = claim_in_shard(p, tc->home, false);
-	if (idle >= 0) {
-		count(NUMA_WAKE_LLC);
-		return idle;
-	}
-	idle = claim_in_node(p, tc->node, tc->home);
-	if (idle >= 0)
-		count(NUMA_WAKE_NODE);
-	return idle;
-}
-
 s32 BPF_STRUCT_OPS(numa_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake_flags)
 {
+	const struct class_entry *ce = class_of(p);
 	struct task_ctx *tc = lookup_task(p);
 	struct queue_ctx *q;
 	struct seat *seat;
@@ -116,6 +76,12 @@ s32 BPF_STRUCT_OPS(numa_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wak
 		}
 	}
 	cpu = claim_at_home(p, tc, prev_cpu);
+	if (cpu < 0 && class_stays_near(ce)) {
+		/* To interrupt what runs there. Its queue is that of its cache, so only those CPUs will do. */
+		cpu = claim_batch_in_shard(p, tc->home, prev_cpu);
+		if (cpu >= 0)
+			return cpu;
+	}
 	if (cpu < 0)
 		return prev_cpu;
 	seat = lookup_seat(cpu);
@@ -126,7 +92,7 @@ direct:
 	if (q)
 		p->scx.dsq_vtime = fair_marked(fair_join(p, q->clock, clock_of(p, q, seat->shard)),
 					       seat->shard, 0);
-	scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns, 0);
+	scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, class_slice(ce), 0);
 	return cpu;
 }
 
@@ -170,17 +136,19 @@ static __noinline void kick_remote(struct task_struct *p __arg_trusted, u32 home
 }
 
 /* A task of virtual runtime @vtime waits for @cpu: it interrupts what runs there, now or later. */
-static __always_inline void press(struct cpu_ctx *cc, s32 cpu, u64 vtime, bool woken, u64 now)
+static __always_inline void press(struct cpu_ctx *cc, s32 cpu, u64 vtime, u32 hurry, u64 now)
 {
-	s64 left = patience(&cc->run, vtime, woken ? preempt_ns : slice_ns, now);
+	s64 left = class_patience(&cc->run, vtime, hurry, now);
 
 	if (left > 0) {
-		if (woken)
-			cc->hurry = 1;
+		if (cc->hurry < hurry)
+			cc->hurry = hurry;
 		set_alarm(cpu, now, left);
-	} else if (woken) {
+	} else if (hurry) {
 		scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
 		count(NUMA_PREEMPTIONS);
+		if (hurry == HURRY_LATENCY && cc->run.kind == CLASS_BATCH)
+			count(NUMA_PREEMPT_BATCH);
 	}
 }
 
@@ -207,7 +175,7 @@ static u64 on_alarm(s32 cpu, u64 now)
 		cc->hurry = 0;	/* somebody else took it */
 		return 0;
 	}
-	left = patience(&cc->run, first, cc->hurry ? preempt_ns : slice_ns, now);
+	left = class_patience(&cc->run, first, cc->hurry, now);
 	if (left > 0)
 		return left;
 	scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
@@ -217,7 +185,7 @@ static u64 on_alarm(s32 cpu, u64 now)
 
 /* @p waits at shard @home: let somebody come for it who would not do so anyway. */
 static __always_inline void call_for(struct task_struct *p, struct task_ctx *tc, u32 home,
-				     struct shard *sh, s32 cpu)
+				     struct shard *sh, s32 cpu, u32 kind)
 {
 	s32 idle = tc ? claim_in_shard(p, home, false) : -EBUSY;
 	struct cpu_ctx *cc;
@@ -232,8 +200,8 @@ static __always_inline void call_for(struct task_struct *p, struct task_ctx *tc,
 		count(NUMA_KICKS);
 		return;
 	}
-	/* More wait than there are CPUs to serve them soon: that is worth a move. */
-	if (scx_bpf_dsq_nr_queued(home) >= (s32)sh->nr_cpus)
+	/* More wait than there are CPUs to serve them soon: that is worth a move. Batch is wide anyway. */
+	if (kind == CLASS_BATCH || scx_bpf_dsq_nr_queued(home) >= (s32)sh->nr_cpus)
 		kick_remote(p, home);
 }
 
@@ -243,12 +211,14 @@ void BPF_STRUCT_OPS(numa_enqueue, struct task_struct *p, u64 enq_flags)
 	struct cpu_ctx *cc = lookup_cpu_ctx(cpu);
 	struct seat *seat = lookup_seat(cpu);
 	struct task_ctx *tc = lookup_task(p);
+	const struct class_entry *ce = class_of(p);
+	u64 vtime, now, slice = class_slice(ce);
+	u32 home, kind = class_kind(ce);
 	struct shard *sh, *here;
 	struct queue_ctx *q;
 	bool pinned;
-	u64 vtime, now;
-	u32 home;
 
+	class_leave(p, kind);
 	if (!(enq_flags & SCX_ENQ_REENQ))
 		leave_queue(p);
 	here = seat ? lookup_shard(seat->shard) : NULL;
@@ -269,11 +239,12 @@ void BPF_STRUCT_OPS(numa_enqueue, struct task_struct *p, u64 enq_flags)
 	if (!sh || !q)
 		return;
 	now = scx_bpf_now();
-	vtime = fair_marked(fair_join(p, q->clock, clock_of(p, q, home)), home, FAIR_QUEUED);
+	vtime = fair_join(p, q->clock, clock_of(p, q, home)) - class_head(kind);
+	vtime = fair_marked(vtime, home, FAIR_QUEUED);
 	p->scx.dsq_vtime = vtime;
 
 	if (pinned) {
-		scx_bpf_dsq_insert_vtime(p, PINNED_DSQ(cpu), slice_ns, vtime, enq_flags);
+		scx_bpf_dsq_insert_vtime(p, PINNED_DSQ(cpu), slice, vtime, enq_flags);
 		count(NUMA_ENQ_PINNED);
 		if (claim_cpu(seat, false)) {
 			scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
@@ -281,15 +252,15 @@ void BPF_STRUCT_OPS(numa_enqueue, struct task_struct *p, u64 enq_flags)
 			return;
 		}
 	} else {
-		scx_bpf_dsq_insert_vtime(p, home, slice_ns, vtime, enq_flags);
+		scx_bpf_dsq_insert_vtime(p, home, slice, vtime, enq_flags);
 		count(NUMA_ENQ_HOME);
 		if (!is_shard_queued(sh))
 			q->queued_at = now;
 		mark_shard_queued(sh);
-		call_for(p, tc, home, sh, cpu);
+		call_for(p, tc, home, sh, cpu, kind);
 	}
 	if (pinned || here->node == sh->node)
-		press(cc, cpu, vtime, enq_flags & SCX_ENQ_WAKEUP, now);
+		press(cc, cpu, vtime, hurry_of(kind, enq_flags & SCX_ENQ_WAKEUP), now);
 }
 
 /* ---- dispatch ---------------------------------------------------------- */
@@ -330,15 +301,15 @@ static __always_inline bool replace(s32 cpu, struct task_struct *prev, struct cp
 	floor = time_before(first, mine) ? first : mine;
 	if (q && time_before(q->clock, floor))
 		q->clock = floor;
-	if (time_after(prev->se.exec_start, cc->balance_at)) {
+	if (scx_bpf_dsq_nr_queued(PINNED_DSQ(cpu)) > 0 &&
+	    first_vtime(PINNED_DSQ(cpu), &other) && time_before(other, first))
+		first = other;
+	if (time_after(prev->se.exec_start, cc->balance_at) && !class_is_urgent(first, mine)) {
 		cc->balance_at = prev->se.exec_start + slice_ns / 2;
 		if (balance(cc, seat))
 			return true;
 	}
-	if (scx_bpf_dsq_nr_queued(PINNED_DSQ(cpu)) > 0 &&
-	    first_vtime(PINNED_DSQ(cpu), &other) && time_before(other, first))
-		first = other;
-	if (time_before(mine, first))
+	if (time_before(mine - class_head(cc->run.kind), first))
 		return false;
 	return take_own(cc, cpu, seat->shard);
 }
@@ -361,7 +332,8 @@ void BPF_STRUCT_OPS(numa_dispatch, s32 cpu, struct task_struct *prev)
 		return;
 	if (prev && (prev->scx.flags & SCX_TASK_QUEUED)) {
 		if (!replace(cpu, prev, cc, seat)) {
-			scx_bpf_task_set_slice(prev, slice_ns);
+			scx_bpf_task_set_slice(prev, class_slice(class_of(prev)));
+			class_runs(seat, cc->run.kind);
 			count(NUMA_KEPT);
 		}
 		return;
@@ -396,23 +368,27 @@ void BPF_STRUCT_OPS(numa_running, struct task_struct *p)
 	struct seat *seat = lookup_seat(cpu);
 	struct queue_ctx *q = seat ? lookup_queue(seat->shard) : NULL;
 	struct shard *sh = seat ? lookup_shard(seat->shard) : NULL;
+	const struct class_entry *ce = class_of(p);
 	u64 vtime;
 
 	if (!cc || !q || !sh)
 		return;
+	class_leave(p, class_kind(ce));
 	vtime = fair_marked(fair_join(p, q->clock, clock_of(p, q, seat->shard)), seat->shard, 0);
 	p->scx.dsq_vtime = vtime;
 	/*
 	 * Who overtakes the queue must not take its clock along. Shared by the
 	 * cache's CPUs: written only if it changes.
 	 */
-	if ((cc->from_own || !is_shard_queued(sh)) && time_before(q->clock, vtime))
+	if (((cc->from_own && !class_head(class_kind(ce))) || !is_shard_queued(sh)) &&
+	    time_before(q->clock, vtime))
 		q->clock = vtime;
 	cc->from_own = 0;
 	run_start(&cc->run, p, vtime);
+	class_start(&cc->run, ce, cpu);
 	sync_start(&cc->sync);
 	if (cc->hurry || is_shard_queued(sh))
-		set_alarm(cpu, scx_bpf_now(), cc->hurry ? preempt_ns : slice_ns);
+		set_alarm(cpu, scx_bpf_now(), hurry_least(&cc->run, cc->hurry));
 }
 
 void BPF_STRUCT_OPS(numa_stopping, struct task_struct *p, bool runnable)
@@ -472,10 +448,12 @@ void BPF_STRUCT_OPS(numa_update_idle, s32 cpu, bool idle)
 
 	if (!seat)
 		return;
-	if (idle)
+	if (idle) {
+		class_runs(seat, CLASS_NORMAL);
 		mark_idle(seat);
-	else
+	} else {
 		mark_busy(seat);
+	}
 }
 
 /* A task of a higher class takes the CPU: what was to run there next goes back to the queue. */

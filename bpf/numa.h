@@ -36,6 +36,7 @@ enum numa_event {
 	NUMA_KICKS,		/* idle CPUs woken for a queued task */
 	NUMA_KICKS_REMOTE,	/* of them: on another node */
 	NUMA_PREEMPTIONS,	/* running tasks interrupted for a woken one */
+	NUMA_PREEMPT_BATCH,	/* of them: batch, for one of the latency class */
 	NUMA_ALARMS,		/* running tasks interrupted by the alarm for one that waited */
 	NUMA_HOME_FIRST,	/* homes given: where the task first ran */
 	NUMA_HOME_INHERITED,	/* homes given: that of its process */

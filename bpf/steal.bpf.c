@@ -49,16 +49,14 @@ static __always_inline u64 clock_of(const struct task_struct *p, const struct cp
 /* ---- wakeup ------------------------------------------------------------ */
 
 /*
- * Take an idle CPU for @p, the nearest to @cpu. With @prev_too, @cpu itself is
- * one. Returns its id, or -EBUSY.
+ * Take an idle CPU for @p in the node of @cpu, the nearest to it. With @prev_too,
+ * @cpu itself is one. Returns its id, or -EBUSY.
  */
 static s32 claim_near(const struct task_struct *p __arg_trusted, s32 cpu, bool prev_too)
 {
 	struct seat *seat = lookup_seat(cpu);
 	struct shard *sh;
-	struct numa_node *n;
 	s32 idle;
-	u32 i;
 
 	if (!seat)
 		return -EBUSY;
@@ -88,11 +86,20 @@ static s32 claim_near(const struct task_struct *p __arg_trusted, s32 cpu, bool p
 		return idle;
 	}
 	idle = claim_in_node(p, sh->node, seat->shard);
-	if (idle >= 0) {
+	if (idle >= 0)
 		count(STEAL_WAKE_NODE);
-		return idle;
-	}
-	n = lookup_node(sh->node);
+	return idle;
+}
+
+/* The same in other nodes, nearest first. */
+static s32 claim_far(const struct task_struct *p __arg_trusted, s32 cpu)
+{
+	struct seat *seat = lookup_seat(cpu);
+	struct shard *sh = seat ? lookup_shard(seat->shard) : NULL;
+	struct numa_node *n = sh ? lookup_node(sh->node) : NULL;
+	s32 idle;
+	u32 i;
+
 	if (!n)
 		return -EBUSY;
 	bpf_for(i, 0, NEAR_NODES) {
@@ -109,6 +116,7 @@ static s32 claim_near(const struct task_struct *p __arg_trusted, s32 cpu, bool p
 
 s32 BPF_STRUCT_OPS(steal_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake_flags)
 {
+	const struct class_entry *ce = class_of(p);
 	struct cpu_ctx *cc;
 	s32 cpu;
 
@@ -121,6 +129,13 @@ s32 BPF_STRUCT_OPS(steal_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wa
 		}
 	}
 	cpu = claim_near(p, prev_cpu, true);
+	if (cpu < 0 && class_stays_near(ce)) {
+		cpu = claim_batch_near(p, prev_cpu, SHARDS_PER_NODE);
+		if (cpu >= 0)
+			return cpu;	/* to interrupt what runs there */
+	}
+	if (cpu < 0)
+		cpu = claim_far(p, prev_cpu);
 	if (cpu < 0)
 		return prev_cpu;
 	cc = lookup_cpu_ctx(cpu);
@@ -130,7 +145,7 @@ direct:
 	if (cc)
 		p->scx.dsq_vtime = fair_marked(fair_join(p, cc->clock, clock_of(p, cc, cpu)),
 					       cpu, 0);
-	scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns, 0);
+	scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, class_slice(ce), 0);
 	return cpu;
 }
 
@@ -152,6 +167,8 @@ static __always_inline void kick_idle_for(const struct task_struct *p, s32 cpu)
 	struct cpu_ctx *cc;
 
 	if (idle < 0)
+		idle = claim_far(p, cpu);
+	if (idle < 0)
 		return;
 	cc = lookup_cpu_ctx(idle);
 	if (cc)
@@ -161,17 +178,19 @@ static __always_inline void kick_idle_for(const struct task_struct *p, s32 cpu)
 }
 
 /* A task of virtual runtime @vtime joined the queue of @cpu: it interrupts what runs there, now or later. */
-static __always_inline void press(struct cpu_ctx *cc, s32 cpu, u64 vtime, bool woken, u64 now)
+static __always_inline void press(struct cpu_ctx *cc, s32 cpu, u64 vtime, u32 hurry, u64 now)
 {
-	s64 left = patience(&cc->run, vtime, woken ? preempt_ns : slice_ns, now);
+	s64 left = class_patience(&cc->run, vtime, hurry, now);
 
 	if (left > 0) {
-		if (woken)
-			cc->hurry = 1;
+		if (cc->hurry < hurry)
+			cc->hurry = hurry;
 		set_alarm(cpu, now, left);
-	} else if (woken) {
+	} else if (hurry) {
 		scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
 		count(STEAL_PREEMPTIONS);
+		if (hurry == HURRY_LATENCY && cc->run.kind == CLASS_BATCH)
+			count(STEAL_PREEMPT_BATCH);
 	}
 }
 
@@ -192,7 +211,7 @@ static u64 on_alarm(s32 cpu, u64 now)
 		cc->hurry = 0;	/* somebody else took it */
 		return 0;
 	}
-	left = patience(&cc->run, first, cc->hurry ? preempt_ns : slice_ns, now);
+	left = class_patience(&cc->run, first, cc->hurry, now);
 	if (left > 0)
 		return left;
 	scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
@@ -205,8 +224,11 @@ void BPF_STRUCT_OPS(steal_enqueue, struct task_struct *p, u64 enq_flags)
 	s32 cpu = scx_bpf_task_cpu(p);
 	struct cpu_ctx *cc = lookup_cpu_ctx(cpu);
 	struct seat *seat = lookup_seat(cpu);
+	const struct class_entry *ce = class_of(p);
+	u32 kind = class_kind(ce);
 	u64 vtime, now;
 
+	class_leave(p, kind);
 	/*
 	 * Its mask has just changed and this CPU is no longer in it: the kernel
 	 * will move it to one that is, and enqueue it again there.
@@ -221,9 +243,10 @@ void BPF_STRUCT_OPS(steal_enqueue, struct task_struct *p, u64 enq_flags)
 	if (!(enq_flags & SCX_ENQ_REENQ))
 		leave_queue(p);
 	now = scx_bpf_now();
-	vtime = fair_marked(fair_join(p, cc->clock, clock_of(p, cc, cpu)), cpu, FAIR_QUEUED);
+	vtime = fair_join(p, cc->clock, clock_of(p, cc, cpu)) - class_head(kind);
+	vtime = fair_marked(vtime, cpu, FAIR_QUEUED);
 	p->scx.dsq_vtime = vtime;
-	scx_bpf_dsq_insert_vtime(p, cpu, slice_ns, vtime, enq_flags);
+	scx_bpf_dsq_insert_vtime(p, cpu, class_slice(ce), vtime, enq_flags);
 	cc->filled = 1;
 
 	if (is_pinned(p, enq_flags)) {
@@ -241,7 +264,7 @@ void BPF_STRUCT_OPS(steal_enqueue, struct task_struct *p, u64 enq_flags)
 		if (!(enq_flags & SCX_ENQ_WAKEUP))
 			kick_idle_for(p, cpu);
 	}
-	press(cc, cpu, vtime, enq_flags & SCX_ENQ_WAKEUP, now);
+	press(cc, cpu, vtime, hurry_of(kind, enq_flags & SCX_ENQ_WAKEUP), now);
 }
 
 /* ---- dispatch ---------------------------------------------------------- */
@@ -276,12 +299,12 @@ static __always_inline bool replace(s32 cpu, struct task_struct *prev, struct cp
 
 	/* Time goes on for those who join while it runs. */
 	cc->clock = fair_clock(cc->clock, time_before(first, mine) ? first : mine);
-	if (time_after(prev->se.exec_start, cc->balance_at)) {
+	if (time_after(prev->se.exec_start, cc->balance_at) && !class_is_urgent(first, mine)) {
 		cc->balance_at = prev->se.exec_start + slice_ns / 2;
 		if (balance(cc, cpu))
 			return true;
 	}
-	if (!any || time_before(mine, first))
+	if (!any || time_before(mine - class_head(cc->run.kind), first))
 		return false;
 	return take_own(cc, cpu, seat);
 }
@@ -295,7 +318,8 @@ void BPF_STRUCT_OPS(steal_dispatch, s32 cpu, struct task_struct *prev)
 		return;
 	if (prev && (prev->scx.flags & SCX_TASK_QUEUED)) {
 		if (!replace(cpu, prev, cc, seat)) {
-			scx_bpf_task_set_slice(prev, slice_ns);
+			scx_bpf_task_set_slice(prev, class_slice(class_of(prev)));
+			class_runs(seat, cc->run.kind);
 			count(STEAL_KEPT);
 		}
 		return;
@@ -326,20 +350,23 @@ void BPF_STRUCT_OPS(steal_running, struct task_struct *p)
 {
 	s32 cpu = scx_bpf_task_cpu(p);
 	struct cpu_ctx *cc = lookup_cpu_ctx(cpu);
+	const struct class_entry *ce = class_of(p);
 	u64 vtime;
 
 	if (!cc)
 		return;
+	class_leave(p, class_kind(ce));
 	vtime = fair_marked(fair_join(p, cc->clock, clock_of(p, cc, cpu)), cpu, 0);
 	p->scx.dsq_vtime = vtime;
 	/* Who overtakes the queue must not take its clock along. */
-	if (cc->from_own || !cc->filled)
+	if ((cc->from_own && !class_head(class_kind(ce))) || !cc->filled)
 		cc->clock = fair_clock(cc->clock, vtime);
 	cc->from_own = 0;
 	run_start(&cc->run, p, vtime);
+	class_start(&cc->run, ce, cpu);
 	sync_start(&cc->sync);
 	if (cc->filled)
-		set_alarm(cpu, scx_bpf_now(), cc->hurry ? preempt_ns : slice_ns);
+		set_alarm(cpu, scx_bpf_now(), hurry_least(&cc->run, cc->hurry));
 }
 
 void BPF_STRUCT_OPS(steal_stopping, struct task_struct *p, bool runnable)
@@ -381,10 +408,12 @@ void BPF_STRUCT_OPS(steal_update_idle, s32 cpu, bool idle)
 
 	if (!seat)
 		return;
-	if (idle)
+	if (idle) {
+		class_runs(seat, CLASS_NORMAL);
 		mark_idle(seat);
-	else
+	} else {
 		mark_busy(seat);
+	}
 }
 
 /* A task of a higher class takes the CPU: what was to run there next goes back to the queue. */

@@ -36,6 +36,7 @@ enum steal_event {
 	STEAL_RECHECKS,		/* of them: found something while going idle */
 	STEAL_KICKS,		/* idle CPUs woken for a queued task */
 	STEAL_PREEMPTIONS,	/* running tasks interrupted for a woken one */
+	STEAL_PREEMPT_BATCH,	/* of them: batch, for one of the latency class */
 	STEAL_ALARMS,		/* running tasks interrupted by the alarm for one that waited */
 	STEAL_NR_EVENTS,
 };

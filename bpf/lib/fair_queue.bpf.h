@@ -18,6 +18,8 @@ struct run_ctx {
 	u64 at;			/* when it started, as p->se.exec_start */
 	u64 vtime;		/* its virtual runtime then */
 	u64 weight;		/* shared_weight() then */
+	u64 slice_ns;		/* for how long it may run: see lib/class_place.bpf.h */
+	u32 kind;		/* its class */
 	u64 skew;		/* scx_bpf_now() less the time of p->se.exec_start */
 };
 

@@ -180,13 +180,10 @@ static __always_inline bool shards_hotplug(s32 cpu, bool online)
 	return true;
 }
 
-/* Take an idle CPU for oneself: true for one caller only. */
-static __always_inline bool claim_bit(struct shard_words *w, u32 k, u64 bit)
+/* Take what a bit stands for, such as an idle CPU: true for one caller only. */
+static __always_inline bool claim_bit(u64 *word, u64 bit)
 {
-	if (!(PEEK(w->idle[k]) & bit) ||
-	    !(__sync_fetch_and_and(&w->idle[k], ~bit) & bit))
-		return false;
-	return true;
+	return PEEK(*word) & bit && __sync_fetch_and_and(word, ~bit) & bit;
 }
 
 /* Take @cpu if it is idle. With @whole, only if all of its core is. */
@@ -199,7 +196,7 @@ static __always_inline bool claim_cpu(struct seat *seat, bool whole)
 		return false;
 	if (whole && has_smt && !sibling_idle(w, seat))
 		return false;
-	if (!claim_bit(w, k, seat->bit))
+	if (!claim_bit(&w->idle[k], seat->bit))
 		return false;
 	mark_core_busy(w, seat);
 	return true;

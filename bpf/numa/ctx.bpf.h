@@ -14,6 +14,7 @@
 #include "lib/alarm.bpf.h"
 #include "lib/sync.bpf.h"
 #include "lib/unserved.bpf.h"
+#include "lib/class_place.bpf.h"
 
 /* How long a task has to wait, for each 10 of distance, to be taken to another node, in ns. */
 const volatile u64 remote_wait_ns = 500000;
@@ -56,7 +57,7 @@ struct cpu_ctx {
 	u64 balance_at;		/* when to compare queues next */
 	u32 turn;		/* queue to compare the own one with next */
 	u32 hint;		/* 1 + the shard that whoever woke this CPU points to */
-	u16 hurry;		/* one that woke up waits for the running task's patience to end */
+	u16 hurry;		/* of one that waits for the running task's patience to end, enum hurry */
 	u16 from_own;		/* the next task was the first of its queue */
 	struct sync_ctx sync;
 } __attribute__((aligned(CACHE_PAIR)));

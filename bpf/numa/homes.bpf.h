@@ -165,4 +165,45 @@ static __always_inline void account_home(struct task_struct *p, struct shard *sh
 		set_home(tc, shard, NUMA_HOME_AWAY);
 }
 
+/*
+ * Take an idle CPU at the home of @p: the previous one, one of its cache, or one
+ * of its node. Returns its id, or -EBUSY.
+ */
+static __noinline s32 claim_at_home(struct task_struct *p __arg_trusted, struct task_ctx *tc, s32 prev_cpu)
+{
+	struct seat *seat = lookup_seat(prev_cpu);
+	struct shard *sh;
+	s32 idle;
+
+	if (!tc || !seat)
+		return -EBUSY;
+	sh = lookup_shard(seat->shard);
+	if (sh && sh->node == tc->node && bpf_cpumask_test_cpu(prev_cpu, p->cpus_ptr)) {
+		if (claim_cpu(seat, true)) {
+			count(NUMA_WAKE_PREV);
+			return prev_cpu;
+		}
+		if (has_smt) {
+			idle = claim_in_shard(p, tc->home, true);
+			if (idle >= 0) {
+				count(NUMA_WAKE_LLC);
+				return idle;
+			}
+			if (claim_cpu(seat, false)) {
+				count(NUMA_WAKE_PREV);
+				return prev_cpu;
+			}
+		}
+	}
+	idle = claim_in_shard(p, tc->home, false);
+	if (idle >= 0) {
+		count(NUMA_WAKE_LLC);
+		return idle;
+	}
+	idle = claim_in_node(p, tc->node, tc->home);
+	if (idle >= 0)
+		count(NUMA_WAKE_NODE);
+	return idle;
+}
+
 #endif /* __NUMA_HOMES_BPF_H */

@@ -14,6 +14,7 @@
 #include "lib/alarm.bpf.h"
 #include "lib/sync.bpf.h"
 #include "lib/unserved.bpf.h"
+#include "lib/class_place.bpf.h"
 
 /* How long a task has to wait, for each 10 of distance, to be taken to another node, in ns. */
 const volatile u64 remote_wait_ns = 50000;
@@ -31,7 +32,7 @@ struct cpu_ctx {
 	u32 after;		/* 1 + the CPU whose queue it was last time */
 	u32 hint;		/* 1 + the CPU that whoever woke this one points to */
 	u8 filled;		/* its queue may have tasks */
-	u8 hurry;		/* one that woke up waits there for the running task's patience to end */
+	u8 hurry;		/* of one that waits there for the running task's patience to end, enum hurry */
 	u8 from_own;		/* the next task was the first of its queue */
 	struct sync_ctx sync;
 } __attribute__((aligned(CACHE_PAIR)));

@@ -6,6 +6,7 @@ const LIB: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../bpf/lib");
 
 fn main() -> Result<()> {
     bind("intf.h", "bpf_intf.rs")?;
+    bind("classes.h", "classes_intf.rs")?;
     bind("shards.h", "shards_intf.rs")?;
     bind("cgroup_shares.h", "cgroup_shares_intf.rs")
 }

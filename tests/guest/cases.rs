@@ -5,6 +5,7 @@ mod machine;
 mod metrics;
 mod observe;
 mod policy;
+mod policy_daemon;
 mod serving;
 mod stats;
 mod topo;
@@ -24,6 +25,8 @@ pub(crate) fn function(name: &str) -> Option<Function> {
         "topo" => topo::topo,
         "probe" => topo::probe,
         "policy" => policy::policy,
+        "policy_daemon" => policy_daemon::policy_daemon,
+        "classes" => policy_daemon::classes,
         "help" => use_and_misuse::help,
         "refuses_bad_use" => use_and_misuse::refuses_bad_use,
         "refuses_a_second" => use_and_misuse::refuses_a_second,

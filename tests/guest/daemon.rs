@@ -171,6 +171,11 @@ impl Daemon {
     /// Sends a signal and waits for its end.
     pub(crate) fn signal(&mut self, signal: Signal) -> Result<ExitStatus> {
         self.send(signal)?;
+        self.wait().with_context(|| format!("after {signal:?}"))
+    }
+
+    /// Waits for its end.
+    pub(crate) fn wait(&mut self) -> Result<ExitStatus> {
         let deadline = Instant::now() + END;
         loop {
             if let Some(status) = self.child.try_wait().context("waiting for a daemon")? {
@@ -178,7 +183,7 @@ impl Daemon {
             }
             ensure!(
                 Instant::now() < deadline,
-                "the daemon still runs {} s after {signal:?}",
+                "the daemon still runs after {} s",
                 END.as_secs()
             );
             std::thread::sleep(POLL);

@@ -62,7 +62,13 @@ pub const SCHEDULERS: &[Scheduler] = &[
         // given that CPU wait until it is done, on 6.12 for ever (7.3 passes). A CPU that is coming up counts as idle
         // before it takes work; if the task that waits for it to come up is sent there, both wait for the watchdog (seen
         // on 6.12; 7.3 passed beside a light load).
-        left_out: &["partial", "hotplug", "unknown_cpu"],
+        left_out: &[
+            "partial",
+            "hotplug",
+            "unknown_cpu",
+            "policy_daemon",
+            "classes",
+        ],
     },
 ];
 
@@ -149,6 +155,10 @@ pub const CASES: &[Case] = &[
     scheduler("stats_are_private", 200),
     // Caches and nodes of a topology file; one that doesn't fit is refused with its line.
     scheduler("topology_file", 300),
+    // A policy is kept in force by the daemon, and undone whatever ends it.
+    scheduler("policy_daemon", 900),
+    // A thousand cgroups that come and go have a class within a second, and leave none behind.
+    scheduler("classes", 600),
     // CPUs come and go under load.
     scheduler("hotplug", 400),
     // A CPU comes whose place could not be known at load.
@@ -252,7 +262,13 @@ const DAEMONS: &[&str] = &[
 ];
 
 /// Only where a node has several caches can a CPU's place be unknown.
-const EVERYTHING: Pick = Pick::AllBut(&["policy", "unknown_cpu", "observe_waste"]);
+const EVERYTHING: Pick = Pick::AllBut(&[
+    "policy",
+    "policy_daemon",
+    "classes",
+    "unknown_cpu",
+    "observe_waste",
+]);
 const QUICK: Pick = Pick::Only(&[
     "topology",
     "topo",
@@ -264,12 +280,17 @@ const QUICK: Pick = Pick::Only(&[
 const SEVERAL_CACHES: Pick = Pick::Only(&["topology", "topo", "no_idle_cpu"]);
 /// In guests of its own: it changes cpusets and NUMA balancing while tasks run, and what is wrong afterwards is its own.
 const POLICY: Pick = Pick::Only(&["policy"]);
+const POLICY_DAEMON: Pick = Pick::Only(&["policy_daemon"]);
+/// On a virtual clock: how soon is about the daemon, not about the host.
+const CLASSES: Pick = Pick::Only(&["classes"]);
 /// A restart in an emulated guest of 16 CPUs takes from seconds to minutes, by the host's load.
 const UNKNOWN_CPU: Pick = Pick::Only(&["unknown_cpu"]);
 const MANY_CPUS: Pick = Pick::Only(&["topology", "topo", "loads", "no_idle_cpu"]);
 /// What doesn't depend on the kernel is left out.
 const SECOND_KERNEL: Pick = Pick::AllBut(&[
     "policy",
+    "policy_daemon",
+    "classes",
     "unknown_cpu",
     "observe_waste",
     "help",
@@ -296,6 +317,8 @@ pub const GUESTS: &[Guest] = &[
     Guest::new("debian", "t8", EVERYTHING).full(),
     Guest::new("6.12", "t16-smt", POLICY),
     Guest::new("6.12", "t32", POLICY).full(),
+    Guest::new("6.12", "t16-smt", POLICY_DAEMON).full(),
+    Guest::new("6.12", "t8", CLASSES).virtual_clock().full(),
     Guest::new("6.12", "t16-smt", UNKNOWN_CPU).full(),
     Guest::new("debian", "t16-smt", SEVERAL_CACHES).full(),
     Guest::new("debian", "t32", MANY_CPUS).full(),

@@ -7,6 +7,7 @@
 //! Nothing in here knows of any one policy.
 
 pub mod cgroup_shares;
+pub mod classes;
 pub mod domains;
 pub mod lifecycle;
 pub mod logging;
@@ -30,6 +31,18 @@ pub use topology::Topology;
 )]
 mod bpf_intf {
     include!(concat!(env!("OUT_DIR"), "/bpf_intf.rs"));
+}
+
+/// The Rust side of `bpf/lib/classes.h`.
+#[allow(
+    dead_code,
+    missing_debug_implementations,
+    non_camel_case_types,
+    non_upper_case_globals,
+    unreachable_pub
+)]
+mod classes_intf {
+    include!(concat!(env!("OUT_DIR"), "/classes_intf.rs"));
 }
 
 /// The Rust side of `bpf/lib/shards.h`.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use scx_utils::libbpf_clap_opts::LibbpfOpts;
 
+use crate::policy::PolicyOpts;
 use crate::stats::Address;
 
 /// The default of `--exit-dump-len`. The kernel's own, 32 KiB, cuts the dump of a big machine short.
@@ -24,7 +25,8 @@ pub struct CommonOpts {
     pub stats: Option<Duration>,
 
     /// Load nothing; print the statistics of the running scheduler every SECS seconds
-    #[arg(long, value_name = "SECS", value_parser = interval, conflicts_with = "stats")]
+    #[arg(long, value_name = "SECS", value_parser = interval,
+          conflicts_with_all = ["stats", "policy"])]
     pub monitor: Option<Duration>,
 
     /// Describe all statistics and exit
@@ -46,6 +48,9 @@ pub struct CommonOpts {
     /// Take caches and nodes from this file instead of the kernel, as `manycore topo --probe` writes one
     #[arg(long, value_name = "FILE")]
     pub topology: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub policy: PolicyOpts,
 
     /// Size of the kernel's debug dump after an error, in bytes; 0: the kernel's default, 32 KiB
     #[arg(long, value_name = "BYTES", default_value_t = EXIT_DUMP_LEN,

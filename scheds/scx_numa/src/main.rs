@@ -6,6 +6,7 @@ mod bpf_intf;
 mod bpf_skel;
 mod options;
 mod orders;
+mod setup;
 mod stats;
 
 use std::mem::MaybeUninit;
@@ -13,18 +14,17 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use control_plane::lifecycle::attach_error;
 use control_plane::cgroup_shares::Shares;
-use control_plane::shards::{OpenTables, Shards};
+use control_plane::classes::ClassMap;
+use control_plane::lifecycle::attach_error;
+use control_plane::shards::Shards;
 use control_plane::stats::{Reading, sum};
 use control_plane::{CommonOpts, Daemon, Instance, Topology};
-use libbpf_rs::{Link, OpenObject, ProgramInput};
+use libbpf_rs::{Link, MapHandle, OpenObject, ProgramInput};
 use log::info;
-use scx_utils::{
-    UserExitInfo, compat, scx_ops_attach, scx_ops_load, scx_ops_open, uei_exited, uei_read,
-};
+use scx_utils::{UserExitInfo, scx_ops_attach, scx_ops_load, scx_ops_open, uei_exited, uei_read};
 
-use bpf_skel::{BpfSkel, BpfSkelBuilder, OpenBpfSkel, types};
+use bpf_skel::{BpfSkel, BpfSkelBuilder, types};
 use options::Opts;
 use orders::{Orders, times};
 
@@ -59,12 +59,17 @@ impl Daemon for Opts {
         shards
             .fill(&skel.maps.seats, &skel.maps.shards, &skel.maps.nodes)
             .context("filling the topology tables")?;
+        let classes = MapHandle::try_from(&skel.maps.classes).context("the map of classes")?;
 
-        let shares = self.shares.enabled().then(|| Shares::new(&skel.progs.read_loads));
+        let shares = self
+            .shares
+            .enabled()
+            .then(|| Shares::new(&skel.progs.read_loads));
         let shares = shares.transpose()?;
         match scx_ops_attach!(skel, numa_ops) {
             Ok(link) => Ok(Box::new(Scheduler {
                 skel,
+                classes: ClassMap::new(classes),
                 link: Some(link),
                 shares,
                 orders: Orders::new(&shards),
@@ -78,68 +83,9 @@ impl Daemon for Opts {
     }
 }
 
-impl Opts {
-    /// Sets what can only be set before the object is loaded.
-    fn configure(&self, skel: &mut OpenBpfSkel<'_>, shards: &Shards) -> Result<()> {
-        let rodata = skel
-            .maps
-            .rodata_data
-            .as_deref_mut()
-            .context("the object has no read-only data")?;
-        let nodes = shards.nodes().len() as u32;
-        rodata.slice_ns = self.slice_us * 1000;
-        rodata.preempt_ns = self.preempt_us * 1000;
-        rodata.credit_ns = self.credit_us * 1000;
-        rodata.remote_wait_ns = self.remote_wait_us * 1000;
-        rodata.rehome_ns = self.rehome_ms * 1_000_000;
-        rodata.strict = self.strict;
-        rodata.partial = self.common.partial;
-        rodata.has_shares = self.shares.enabled();
-        rodata.nr_cpu_ids = shards.nr_cpu_ids();
-        rodata.nr_possible = shards.possible();
-        rodata.nr_shards = shards.shards().len() as u32;
-        rodata.nr_nodes = nodes;
-        rodata.has_smt = shards.has_smt();
-        let maps = &mut skel.maps;
-        maps.cpu_ctxs
-            .set_max_entries(shards.nr_cpu_ids())
-            .context("sizing the table of CPUs")?;
-        maps.alarms
-            .set_max_entries(shards.nr_cpu_ids())
-            .context("sizing the table of alarms")?;
-        maps.shares
-            .set_max_entries(self.shares.room())
-            .context("sizing the table of shares")?;
-        maps.queue_ctxs
-            .set_max_entries(shards.shards().len() as u32)
-            .context("sizing the table of queues")?;
-        maps.move_orders
-            .set_max_entries(nodes)
-            .and_then(|()| maps.node_times.set_max_entries(nodes))
-            .context("sizing the tables of nodes")?;
-        shards
-            .size(&mut OpenTables {
-                seats: &mut maps.seats,
-                shards: &mut maps.shards,
-                shard_state: &mut maps.shard_state,
-                nodes: &mut maps.nodes,
-                node_state: &mut maps.node_state,
-            })
-            .context("sizing the topology tables")?;
-
-        let ops = skel.struct_ops.numa_ops_mut();
-        ops.exit_dump_len = self.common.exit_dump_len;
-        // Flags that the running kernel doesn't know are 0.
-        ops.flags = *compat::SCX_OPS_ENQ_EXITING | *compat::SCX_OPS_ENQ_MIGRATION_DISABLED;
-        if self.common.partial {
-            ops.flags |= *compat::SCX_OPS_SWITCH_PARTIAL;
-        }
-        Ok(())
-    }
-}
-
 struct Scheduler<'o> {
     skel: BpfSkel<'o>,
+    classes: ClassMap,
     link: Option<Link>,
     shares: Option<Shares>,
     orders: Orders,
@@ -194,6 +140,10 @@ impl Instance for Scheduler<'_> {
             &maps.node_times,
             &maps.move_orders,
         )
+    }
+
+    fn classes(&self) -> Option<&ClassMap> {
+        Some(&self.classes)
     }
 
     fn detach(&mut self) -> UserExitInfo {

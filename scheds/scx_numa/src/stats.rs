@@ -99,6 +99,11 @@ pub struct Stats {
     )]
     pub preemptions: u64,
     #[stat(
+        desc = "of preemptions: batch tasks, for one of the latency class",
+        _unit = "tasks"
+    )]
+    pub preempt_batch: u64,
+    #[stat(
         desc = "running tasks interrupted by a timer for one that had waited long enough",
         _unit = "tasks"
     )]
@@ -144,6 +149,12 @@ pub struct Stats {
         _gauge
     )]
     pub queued_pinned: u64,
+    #[stat(
+        desc = "cgroups that have a class by the policy now",
+        _unit = "cgroups",
+        _gauge
+    )]
+    pub classed_cgroups: u64,
 }
 
 impl Stats {
@@ -174,6 +185,7 @@ impl Stats {
             kicks: count(event::numa_event_NUMA_KICKS),
             kicks_remote: count(event::numa_event_NUMA_KICKS_REMOTE),
             preemptions: count(event::numa_event_NUMA_PREEMPTIONS),
+            preempt_batch: count(event::numa_event_NUMA_PREEMPT_BATCH),
             alarms: count(event::numa_event_NUMA_ALARMS),
             home_first: count(event::numa_event_NUMA_HOME_FIRST),
             home_inherited: count(event::numa_event_NUMA_HOME_INHERITED),
@@ -186,6 +198,7 @@ impl Stats {
             away_ns,
             queued_home: reading.gauges.first().copied().unwrap_or(0),
             queued_pinned: reading.gauges.get(1).copied().unwrap_or(0),
+            classed_cgroups: reading.classed_cgroups,
         }
     }
 }
@@ -200,6 +213,7 @@ mod tests {
         let stats = Stats::new(&Reading {
             counters: counters.clone(),
             gauges: vec![100, 200],
+            classed_cgroups: 300,
             ..Reading::default()
         });
         let mut named: Vec<u64> = serde_json::to_value(stats)
@@ -210,6 +224,6 @@ mod tests {
             .map(|value| value.as_u64().unwrap())
             .collect();
         named.sort_unstable();
-        assert_eq!(named, [counters, vec![100, 200]].concat());
+        assert_eq!(named, [counters, vec![100, 200, 300]].concat());
     }
 }

@@ -43,6 +43,12 @@ pub struct Stats {
     pub failed: u64,
     #[stat(desc = "tasks that the policy holds now")]
     pub queued_policy: u64,
+    #[stat(
+        desc = "cgroups that have a class by the policy now",
+        _unit = "cgroups",
+        _gauge
+    )]
+    pub classed_cgroups: u64,
 }
 
 impl Stats {
@@ -64,6 +70,7 @@ impl Stats {
             congested: kernel(3),
             failed: kernel(4),
             queued_policy: reading.gauges.first().copied().unwrap_or(0),
+            classed_cgroups: reading.classed_cgroups,
         }
     }
 }
@@ -78,6 +85,7 @@ mod tests {
         let stats = Stats::new(&Reading {
             counters: counters.clone(),
             gauges: vec![100],
+            classed_cgroups: 200,
             ..Reading::default()
         });
         let mut named: Vec<u64> = serde_json::to_value(stats)
@@ -88,6 +96,6 @@ mod tests {
             .map(|value| value.as_u64().unwrap())
             .collect();
         named.sort_unstable();
-        assert_eq!(named, [counters, vec![100]].concat());
+        assert_eq!(named, [counters, vec![100, 200]].concat());
     }
 }

@@ -131,6 +131,7 @@ impl Instance for Scheduler<'_> {
             counters,
             gauges,
             hists,
+            ..Reading::default()
         })
     }
 

@@ -86,6 +86,12 @@ pub struct Stats {
     pub wait_ns: Vec<u64>,
     #[stat(desc = "sum of wait_ns", _unit = "nanoseconds")]
     pub wait_ns_sum: u64,
+    #[stat(
+        desc = "cgroups that have a class by the policy now",
+        _unit = "cgroups",
+        _gauge
+    )]
+    pub classed_cgroups: u64,
 }
 
 impl Stats {
@@ -115,6 +121,7 @@ impl Stats {
             rechecks: count(event::rr_event_RR_RECHECKS),
             queued_shared: gauge(0),
             queued_pinned: gauge(1),
+            classed_cgroups: reading.classed_cgroups,
             wait_ns: wait.counts,
             wait_ns_sum: wait.sum_ns,
         }
@@ -136,6 +143,7 @@ mod tests {
                 counts: vec![0, 1],
                 sum_ns: 300,
             }],
+            classed_cgroups: 400,
         });
         assert_eq!(stats.wait_ns, [0, 1]);
         let mut named: Vec<u64> = serde_json::to_value(stats)
@@ -146,7 +154,7 @@ mod tests {
             .filter_map(|value| value.as_u64())
             .collect();
         named.sort_unstable();
-        assert_eq!(named, [counters, vec![100, 200, 300]].concat());
+        assert_eq!(named, [counters, vec![100, 200, 300, 400]].concat());
     }
 
     #[test]
@@ -157,7 +165,7 @@ mod tests {
             .iter()
             .filter(|field| field.kind == Kind::Gauge);
         let names: Vec<&str> = gauges.map(|field| field.name.as_str()).collect();
-        assert_eq!(names, ["queued_pinned", "queued_shared"]);
+        assert_eq!(names, ["classed_cgroups", "queued_pinned", "queued_shared"]);
         assert!(schema.fields.iter().all(|field| field.unit.is_some()));
     }
 }

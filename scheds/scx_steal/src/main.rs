@@ -10,12 +10,13 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use control_plane::lifecycle::attach_error;
 use control_plane::cgroup_shares::Shares;
+use control_plane::classes::{self, ClassMap};
+use control_plane::lifecycle::attach_error;
 use control_plane::shards::{OpenTables, Shards};
 use control_plane::stats::{Reading, sum};
 use control_plane::{CommonOpts, Daemon, Instance, Topology};
-use libbpf_rs::{Link, OpenObject, ProgramInput};
+use libbpf_rs::{Link, MapHandle, OpenObject, ProgramInput};
 use log::info;
 use scx_utils::{
     UserExitInfo, compat, scx_ops_attach, scx_ops_load, scx_ops_open, uei_exited, uei_read,
@@ -54,12 +55,17 @@ impl Daemon for Opts {
         shards
             .fill(&skel.maps.seats, &skel.maps.shards, &skel.maps.nodes)
             .context("filling the topology tables")?;
+        let classes = MapHandle::try_from(&skel.maps.classes).context("the map of classes")?;
 
-        let shares = self.shares.enabled().then(|| Shares::new(&skel.progs.read_loads));
+        let shares = self
+            .shares
+            .enabled()
+            .then(|| Shares::new(&skel.progs.read_loads));
         let shares = shares.transpose()?;
         match scx_ops_attach!(skel, steal_ops) {
             Ok(link) => Ok(Box::new(Scheduler {
                 skel,
+                classes: ClassMap::new(classes),
                 link: Some(link),
                 shares,
             })),
@@ -91,10 +97,18 @@ impl Opts {
         rodata.nr_shards = shards.shards().len() as u32;
         rodata.nr_nodes = shards.nodes().len() as u32;
         rodata.has_smt = shards.has_smt();
+        rodata.has_classes = self.common.policy.policy.is_some();
         let maps = &mut skel.maps;
         maps.cpu_ctxs
             .set_max_entries(shards.nr_cpu_ids())
             .context("sizing the table of CPUs")?;
+        maps.classes
+            .set_max_entries(classes::room(&self.common))
+            .and_then(|()| {
+                maps.batch_state
+                    .set_max_entries(shards.shards().len() as u32)
+            })
+            .context("sizing the tables of classes")?;
         maps.alarms
             .set_max_entries(shards.nr_cpu_ids())
             .context("sizing the table of alarms")?;
@@ -124,6 +138,7 @@ impl Opts {
 
 struct Scheduler<'o> {
     skel: BpfSkel<'o>,
+    classes: ClassMap,
     link: Option<Link>,
     shares: Option<Shares>,
 }
@@ -156,6 +171,10 @@ impl Instance for Scheduler<'_> {
             gauges,
             ..Reading::default()
         })
+    }
+
+    fn classes(&self) -> Option<&ClassMap> {
+        Some(&self.classes)
     }
 
     fn tick(&self) -> Result<()> {

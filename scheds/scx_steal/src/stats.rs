@@ -108,12 +108,23 @@ pub struct Stats {
     )]
     pub preemptions: u64,
     #[stat(
+        desc = "of preemptions: batch tasks, for one of the latency class",
+        _unit = "tasks"
+    )]
+    pub preempt_batch: u64,
+    #[stat(
         desc = "running tasks interrupted by a timer for one that had waited long enough",
         _unit = "tasks"
     )]
     pub alarms: u64,
     #[stat(desc = "tasks waiting in all queues now", _unit = "tasks", _gauge)]
     pub queued_now: u64,
+    #[stat(
+        desc = "cgroups that have a class by the policy now",
+        _unit = "cgroups",
+        _gauge
+    )]
+    pub classed_cgroups: u64,
 }
 
 impl Stats {
@@ -145,8 +156,10 @@ impl Stats {
             rechecks: count(event::steal_event_STEAL_RECHECKS),
             kicks: count(event::steal_event_STEAL_KICKS),
             preemptions: count(event::steal_event_STEAL_PREEMPTIONS),
+            preempt_batch: count(event::steal_event_STEAL_PREEMPT_BATCH),
             alarms: count(event::steal_event_STEAL_ALARMS),
             queued_now: reading.gauges.first().copied().unwrap_or(0),
+            classed_cgroups: reading.classed_cgroups,
         }
     }
 }
@@ -161,6 +174,7 @@ mod tests {
         let stats = Stats::new(&Reading {
             counters: counters.clone(),
             gauges: vec![100],
+            classed_cgroups: 200,
             ..Reading::default()
         });
         let mut named: Vec<u64> = serde_json::to_value(stats)
@@ -171,6 +185,6 @@ mod tests {
             .map(|value| value.as_u64().unwrap())
             .collect();
         named.sort_unstable();
-        assert_eq!(named, [counters, vec![100]].concat());
+        assert_eq!(named, [counters, vec![100, 200]].concat());
     }
 }

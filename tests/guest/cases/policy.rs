@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-const ROOT: &str = "/sys/fs/cgroup";
+pub(crate) const ROOT: &str = "/sys/fs/cgroup";
 const SYSCTL: &str = "/proc/sys/kernel/numa_balancing";
 /// Where an apply notes what there was, before it writes anything.
-const JOURNAL: &str = "/run/manycore/policy.journal";
+pub(crate) const JOURNAL: &str = "/run/manycore/policy.journal";
 const CGROUPS: &[&str] = &["latency", "tenant", "tenant/db", "batch", "other"];
 
 pub(crate) fn policy(setting: &Setting) -> Result<String> {
@@ -37,13 +37,13 @@ pub(crate) fn policy(setting: &Setting) -> Result<String> {
 }
 
 /// Cgroups with a task in each, removed at the end.
-struct World {
+pub(crate) struct World {
     tasks: Vec<Child>,
     enabled: bool,
 }
 
 impl World {
-    fn new(enabled: bool) -> Result<Self> {
+    pub(crate) fn new(enabled: bool) -> Result<Self> {
         let mut world = Self {
             tasks: Vec::new(),
             enabled,
@@ -72,7 +72,7 @@ impl World {
     }
 
     /// All files that can be set, as they are. Those that a controller brings are there only while it is on.
-    fn snapshot(&self) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
+    pub(crate) fn snapshot(&self) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
         let mut files = BTreeMap::from([(SYSCTL.into(), fs::read(SYSCTL)?)]);
         for cgroup in CGROUPS.iter().chain(&[""]) {
             let dir = Path::new(ROOT).join(cgroup);
@@ -93,7 +93,7 @@ impl World {
         Ok(files)
     }
 
-    fn check_same(&self, before: &BTreeMap<PathBuf, Vec<u8>>) -> Result<()> {
+    pub(crate) fn check_same(&self, before: &BTreeMap<PathBuf, Vec<u8>>) -> Result<()> {
         let now = self.snapshot()?;
         for path in before.keys().chain(now.keys()) {
             let text = |files: &BTreeMap<PathBuf, Vec<u8>>| {
@@ -279,9 +279,9 @@ impl Drop for World {
     }
 }
 
-const FILE: &str = "/tmp/policy.toml";
+pub(crate) const FILE: &str = "/tmp/policy.toml";
 
-fn policy_text(machine: &Machine) -> String {
+pub(crate) fn policy_text(machine: &Machine) -> String {
     format!(
         "[machine]\nnuma_balancing = false\n\
          [[service]]\ncgroup = \"/latency\"\nwidth = \"narrow\"\nmemory = \"local\"\nclass = \"latency\"\nweight = 1000\n\
@@ -298,7 +298,7 @@ fn apply(text: &str) -> Result<()> {
 }
 
 /// Runs it, and fails if it fails.
-fn manycore(args: &[&str]) -> Result<String> {
+pub(crate) fn manycore(args: &[&str]) -> Result<String> {
     let output = run("manycore", args, true)?;
     if !output.status.success() {
         bail!(
@@ -316,7 +316,7 @@ fn control(cgroup: &str, words: &str) -> Result<()> {
     fs::write(&path, words).with_context(|| format!("writing {words} to {}", path.display()))
 }
 
-fn same(file: &str, value: &str) -> Result<()> {
+pub(crate) fn same(file: &str, value: &str) -> Result<()> {
     let path = format!("{ROOT}/{file}");
     let now = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
     ensure!(

@@ -1,20 +1,24 @@
 //! The life of a scheduler: check, load, wait, say why it ended, and load it anew if CPUs came or went.
 
+mod keeper;
 pub mod preflight;
 mod run;
+mod signals;
 
 use std::io;
 use std::mem::MaybeUninit;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
-use crossbeam::channel::{Receiver, bounded};
+use anyhow::Result;
 use libbpf_rs::OpenObject;
 use scx_utils::UserExitInfo;
 
+use crate::classes::ClassMap;
 use crate::options::{CommonOpts, Misuse};
+use crate::policy::Error as PolicyError;
 use crate::stats::{self, Printer, Reading, Record};
 use crate::{Topology, logging};
+use signals::Signals;
 
 /// A policy, as the control plane sees it.
 pub trait Daemon {
@@ -63,6 +67,11 @@ pub trait Instance {
         Ok(())
     }
 
+    /// Its map of service classes, if it tells them apart.
+    fn classes(&self) -> Option<&ClassMap> {
+        None
+    }
+
     /// Detaches it, unless the kernel has done so, and says why it ended.
     fn detach(&mut self) -> UserExitInfo;
 }
@@ -84,12 +93,19 @@ pub fn attach_error(error: anyhow::Error, exit: &UserExitInfo) -> anyhow::Error 
 }
 
 /// The whole of a daemon's `main`: does what the options say and returns its exit code, 0 after a regular end and 1
-/// after a failure, also if the kernel threw the scheduler out. (Wrong use is 2, by clap.)
+/// after a failure, also if the kernel threw the scheduler out. (Wrong use is 2, by clap or by [`CommonOpts::check`], and so are
+/// mistakes in a policy.)
 pub fn start<D: Daemon>(daemon: &D) -> ExitCode {
     logging::init(daemon.common().verbose);
     match act(daemon) {
         Ok(()) => ExitCode::SUCCESS,
         Err(err) => {
+            if let Some(PolicyError::Mistakes(mistakes)) = err.downcast_ref() {
+                for mistake in mistakes {
+                    eprintln!("{}: {mistake}", D::NAME);
+                }
+                return ExitCode::from(2);
+            }
             eprintln!("{}: {err:#}", D::NAME);
             if err.is::<Misuse>() {
                 ExitCode::from(2)
@@ -114,21 +130,11 @@ fn act<D: Daemon>(daemon: &D) -> Result<()> {
         return stats::describe::<D::Stats>(&mut io::stdout(), common.json);
     }
     common.check()?;
-    let stop = on_signal()?;
+    let signals = Signals::listen(common.policy.policy.is_some())?;
     if let Some(interval) = common.monitor {
-        return stats::monitor(Printer::new(D::NAME, common.json), interval, &stop);
+        return stats::monitor(Printer::new(D::NAME, common.json), interval, &signals.stop);
     }
+    keeper::check_file(common)?;
     preflight::Host::this().check(D::NAME, common.libbpf.kconfig.is_some())?;
-    run::run(daemon, &stop)
-}
-
-/// A channel that gets a message at SIGINT, SIGTERM or SIGHUP.
-fn on_signal() -> Result<Receiver<()>> {
-    let (sender, receiver) = bounded(1);
-    ctrlc::set_handler(move || {
-        // Full: one is on its way already.
-        let _ = sender.try_send(());
-    })
-    .context("setting the signal handler")?;
-    Ok(receiver)
+    run::run(daemon, &signals)
 }

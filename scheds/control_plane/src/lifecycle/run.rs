@@ -8,6 +8,8 @@ use crossbeam::channel::{Receiver, Sender, after, bounded, never, select};
 use log::{info, warn};
 use scx_stats::ToJson;
 
+use super::keeper::Keeper;
+use super::signals::Signals;
 use super::{Daemon, Instance, Stale};
 use crate::Topology;
 use crate::stats::{Printer, Reading, Record, Responder, Schema, Server, openmetrics};
@@ -19,11 +21,12 @@ const ANSWER: Duration = Duration::from_secs(2);
 /// How often in a row to try again when CPUs come or go while the scheduler is being loaded.
 const MAX_STALE: u32 = 10;
 
-/// Loads the scheduler and keeps it until `stop` says so or the kernel ends it.
+/// Loads the scheduler and keeps it, and the policy if there is one, until a signal says so or the kernel ends it.
 ///
 /// # Errors
 /// If it can't be loaded, or if the kernel throws it out.
-pub(super) fn run<D: Daemon>(daemon: &D, stop: &Receiver<()>) -> Result<()> {
+pub(super) fn run<D: Daemon>(daemon: &D, signals: &Signals) -> Result<()> {
+    let mut keeper = Keeper::new(daemon.common())?;
     let scrapes = Scrapes::open(daemon)?;
     let mut carried = Reading::default();
     let mut outlets = None;
@@ -44,9 +47,20 @@ pub(super) fn run<D: Daemon>(daemon: &D, stop: &Receiver<()>) -> Result<()> {
         };
         stale = 0;
         info!("{} is scheduling", D::NAME);
+        if let Some(keeper) = &mut keeper
+            && let Err(err) = keeper.attached(&topology)
+        {
+            instance.detach();
+            return Err(err);
+        }
 
         let outlets = outlets.get_or_insert_with(|| Outlets::<D>::open(daemon, &scrapes));
-        outlets.serve(instance.as_ref(), &carried, stop);
+        let mut running = Running {
+            instance: instance.as_ref(),
+            carried: &carried,
+            keeper: keeper.as_mut(),
+        };
+        outlets.serve(&mut running, signals);
 
         let exit = instance.detach();
         // The last word: nothing is queued any more, and what was is counted as left.
@@ -57,9 +71,46 @@ pub(super) fn run<D: Daemon>(daemon: &D, stop: &Receiver<()>) -> Result<()> {
             bail!("the kernel ended the scheduler: {reason:#}");
         }
         if !exit.should_restart() {
+            keeper.into_iter().for_each(Keeper::stop);
             return Ok(());
         }
         info!("CPUs came or went: starting again");
+    }
+}
+
+/// A scheduler that is attached, and what goes with it.
+struct Running<'a> {
+    instance: &'a dyn Instance,
+    /// What its predecessors counted.
+    carried: &'a Reading,
+    keeper: Option<&'a mut Keeper>,
+}
+
+impl Running<'_> {
+    /// How long until there is something to do here.
+    fn due_in(&self) -> Duration {
+        self.keeper.as_ref().map_or(POLL, |keeper| keeper.due_in())
+    }
+
+    fn tick_policy(&mut self) {
+        if let Some(keeper) = &mut self.keeper {
+            keeper.tick(self.instance.classes());
+        }
+    }
+
+    fn reload_policy(&mut self) {
+        if let Some(keeper) = &mut self.keeper {
+            keeper.reload();
+        }
+    }
+
+    fn read(&self) -> Result<Reading> {
+        let mut reading = self.instance.read()?;
+        reading.carry(self.carried);
+        if let Some(keeper) = &self.keeper {
+            reading.classed_cgroups = keeper.classed_cgroups(self.instance.classes());
+        }
+        Ok(reading)
     }
 }
 
@@ -133,36 +184,37 @@ impl<D: Daemon> Outlets<D> {
     }
 
     /// Answers requests and prints until told to stop, or until the kernel has ended the scheduler.
-    fn serve(&mut self, instance: &dyn Instance, carried: &Reading, stop: &Receiver<()>) {
+    fn serve(&mut self, running: &mut Running<'_>, signals: &Signals) {
         let mut print_at = self
             .printer
             .as_ref()
             .map(|(_, interval)| Instant::now() + *interval);
         let mut ticking = true;
-        while !instance.exited() {
-            let wait = print_at.map_or(POLL, |at| {
-                at.saturating_duration_since(Instant::now()).min(POLL)
-            });
+        while !running.instance.exited() {
+            let wait = print_at.map_or(POLL, |at| at.saturating_duration_since(Instant::now()));
+            let wait = wait.min(POLL).min(running.due_in());
             select! {
-                recv(stop) -> _ => return,
+                recv(signals.stop) -> _ => return,
+                recv(signals.reload) -> _ => running.reload_policy(),
                 recv(self.requests) -> request => match (request, &self.replies) {
                     (Ok(()), Some(replies)) => {
                         let replies = replies.clone();
                         // Fails if the client is gone, which is its business.
-                        let _ = replies.send(self.sample(instance, carried));
+                        let _ = replies.send(self.sample(running));
                     }
                     _ => self.requests = never(),
                 },
                 recv(self.scrapes) -> scrape => match scrape {
                     Ok(reply) => {
                         // Full or gone: it has given up.
-                        let _ = reply.try_send(self.sample(instance, carried));
+                        let _ = reply.try_send(self.sample(running));
                     }
                     Err(_) => self.scrapes = never(),
                 },
                 recv(after(wait)) -> _ => {}
             }
-            if ticking && let Err(err) = instance.tick() {
+            running.tick_policy();
+            if ticking && let Err(err) = running.instance.tick() {
                 warn!(
                     "{}: the daemon's own work ends here, scheduling goes on: {err:#}",
                     D::NAME
@@ -170,25 +222,22 @@ impl<D: Daemon> Outlets<D> {
                 ticking = false;
             }
             if print_at.is_some_and(|at| at <= Instant::now()) {
-                print_at = self.print(instance, carried);
+                print_at = self.print(running);
             }
         }
     }
 
-    fn sample(&mut self, instance: &dyn Instance, carried: &Reading) -> D::Stats {
-        match instance.read() {
-            Ok(mut reading) => {
-                reading.carry(carried);
-                self.last = reading;
-            }
+    fn sample(&mut self, running: &Running<'_>) -> D::Stats {
+        match running.read() {
+            Ok(reading) => self.last = reading,
             Err(err) => warn!("statistics are of earlier: {err:#}"),
         }
         D::stats(&self.last)
     }
 
     /// Prints a sample and says when the next is due.
-    fn print(&mut self, instance: &dyn Instance, carried: &Reading) -> Option<Instant> {
-        let sample = self.sample(instance, carried).to_json();
+    fn print(&mut self, running: &Running<'_>) -> Option<Instant> {
+        let sample = self.sample(running).to_json();
         let (printer, interval) = self.printer.as_mut()?;
         let interval = *interval;
         let printed = sample.and_then(|sample| Ok(printer.print(sample)?));

@@ -57,6 +57,8 @@ pub struct ClassEntry {
     pub class: Class,
     /// In us, 100 to 100000; `None`: the scheduler's own.
     pub slice_us: Option<u32>,
+    /// How far its tasks may be spread; `None`: as its class has it.
+    pub width: Option<Width>,
 }
 
 /// A cgroup's class, new or changed; without an entry, the cgroup is gone or no service any more.
@@ -67,7 +69,7 @@ pub struct ClassChange {
     pub entry: Option<ClassEntry>,
 }
 
-/// Takes class changes: a daemon's BPF map. A closure is one.
+/// Takes class changes: a daemon's BPF map ([`crate::classes::ClassMap`]). A closure is one.
 pub trait ClassSink {
     /// # Errors
     /// If it can't be taken now, as when a map is full. It is offered again at the next tick.

@@ -2,13 +2,12 @@
 
 use std::path::PathBuf;
 
-use super::{DEFAULT_JOURNAL, Error, Machine, Policy, Session};
-use crate::Topology;
+use super::{DEFAULT_JOURNAL, Error, Policy};
 
 /// Options for a policy; flatten them into a daemon's own.
 #[derive(clap::Args, Clone, Debug)]
 pub struct PolicyOpts {
-    /// Apply this policy to cgroups while scheduling, and undo it at the end; SIGHUP reads it again
+    /// Apply this policy to cgroups while scheduling, and undo it at the end; SIGHUP reads the file again
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
 
@@ -18,17 +17,6 @@ pub struct PolicyOpts {
 }
 
 impl PolicyOpts {
-    /// Reads the policy and applies it; `None` without one. What a session that was killed left is undone first.
-    ///
-    /// # Errors
-    /// As [`Session::start`].
-    pub fn start(&self, topology: &Topology) -> Result<Option<Session>, Error> {
-        let Some(policy) = self.read()? else {
-            return Ok(None);
-        };
-        Session::start(policy, topology, Machine::default(), &self.policy_journal).map(Some)
-    }
-
     /// Reads the policy, at the start or for [`Session::reload`]; `None` without one.
     ///
     /// # Errors

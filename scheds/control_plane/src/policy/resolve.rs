@@ -296,6 +296,10 @@ impl<'a> Resolver<'a> {
             class: ClassEntry {
                 class: service.class,
                 slice_us: service.slice_us,
+                width: match service.place.as_ref().map(|place| &place.value) {
+                    Some(Place::Width(width)) => Some(*width),
+                    _ => None,
+                },
             },
         };
         policy.services.iter().enumerate().map(one).collect()

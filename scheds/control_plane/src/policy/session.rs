@@ -68,7 +68,20 @@ impl Session {
         machine: Machine,
         journal: &Path,
     ) -> Result<Self, Error> {
-        let mut journal = Journal::open(journal, &machine)?;
+        let journal = Journal::open(journal, &machine)?;
+        Self::start_with(policy, topology, machine, journal)
+    }
+
+    /// The same with a journal that is open already, so that nobody else came first.
+    ///
+    /// # Errors
+    /// As [`Session::start`].
+    pub fn start_with(
+        policy: Policy,
+        topology: &Topology,
+        machine: Machine,
+        mut journal: Journal,
+    ) -> Result<Self, Error> {
         if !journal.entries.is_empty() {
             let report = restore(&machine, &mut journal)?;
             info!(
@@ -145,6 +158,8 @@ impl Session {
                 .iter()
                 .any(|(path, known)| now.get(path).is_none_or(|now| now.id != known.id));
         self.known = now;
+        // Before anything is written, which takes long if they are many.
+        self.offer(sink);
         let report = if came_or_went {
             forget_gone(&self.machine, &mut self.journal)?;
             self.apply_to(new)?
@@ -152,7 +167,6 @@ impl Session {
             Report::default()
         };
         tell(&report);
-        self.offer(sink);
         Ok(report)
     }
 
@@ -229,6 +243,11 @@ impl Session {
             warn!("not all cgroups could be classed, will try again: {err}");
         }
         self.sink_failed = refused.is_some();
+    }
+
+    /// How many cgroups have a class, as far as the sink has taken them.
+    pub fn classed_cgroups(&self) -> usize {
+        self.delivered.len()
     }
 
     /// How many cgroups there were at the last tick.

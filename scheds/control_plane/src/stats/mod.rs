@@ -42,6 +42,8 @@ pub struct Reading {
     pub gauges: Vec<u64>,
     /// Since load, as counters.
     pub hists: Vec<Hist>,
+    /// Cgroups that have a class by the policy now. The control plane's, not the scheduler's.
+    pub classed_cgroups: u64,
 }
 
 impl Reading {
@@ -120,6 +122,7 @@ mod tests {
             counters: counters.to_vec(),
             gauges: vec![gauge],
             hists: vec![hist(count)],
+            classed_cgroups: gauge,
         };
         let mut now = reading([1, 2], 7, 3);
         let earlier = reading([10, 20], 9, 4);
