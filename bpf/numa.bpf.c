@@ -357,9 +357,13 @@ void BPF_STRUCT_OPS(numa_dispatch, s32 cpu, struct task_struct *prev)
 
 /* ---- running ----------------------------------------------------------- */
 
+/*
+ * Not always on the CPU of @p itself: when its class, mask or priority is changed
+ * while it runs, this is called where that is done. At load, for all that run.
+ */
 void BPF_STRUCT_OPS(numa_running, struct task_struct *p)
 {
-	s32 cpu = bpf_get_smp_processor_id();
+	s32 cpu = scx_bpf_task_cpu(p);
 	struct cpu_ctx *cc = lookup_cpu_ctx(cpu);
 	struct seat *seat = lookup_seat(cpu);
 	struct queue_ctx *q = seat ? lookup_queue(seat->shard) : NULL;
@@ -389,7 +393,7 @@ void BPF_STRUCT_OPS(numa_running, struct task_struct *p)
 
 void BPF_STRUCT_OPS(numa_stopping, struct task_struct *p, bool runnable)
 {
-	s32 cpu = bpf_get_smp_processor_id();
+	s32 cpu = scx_bpf_task_cpu(p);
 	struct cpu_ctx *cc = lookup_cpu_ctx(cpu);
 	struct seat *seat = lookup_seat(cpu);
 	struct queue_ctx *q = seat ? lookup_queue(seat->shard) : NULL;

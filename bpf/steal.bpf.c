@@ -342,9 +342,13 @@ void BPF_STRUCT_OPS(steal_dispatch, s32 cpu, struct task_struct *prev)
 
 /* ---- running ----------------------------------------------------------- */
 
+/*
+ * Not always on the CPU of @p itself: when its class, mask or priority is changed
+ * while it runs, this is called where that is done. At load, for all that run.
+ */
 void BPF_STRUCT_OPS(steal_running, struct task_struct *p)
 {
-	s32 cpu = bpf_get_smp_processor_id();
+	s32 cpu = scx_bpf_task_cpu(p);
 	struct cpu_ctx *cc = lookup_cpu_ctx(cpu);
 	const struct class_entry *ce = class_of(p);
 	u64 vtime;
@@ -367,7 +371,7 @@ void BPF_STRUCT_OPS(steal_running, struct task_struct *p)
 
 void BPF_STRUCT_OPS(steal_stopping, struct task_struct *p, bool runnable)
 {
-	struct cpu_ctx *cc = lookup_cpu_ctx(bpf_get_smp_processor_id());
+	struct cpu_ctx *cc = lookup_cpu_ctx(scx_bpf_task_cpu(p));
 	u64 used;
 
 	if (!cc)

@@ -25,7 +25,12 @@ fn some_load() -> Result<Load> {
 }
 
 pub(crate) fn loads(setting: &Setting) -> Result<String> {
-    let load = some_load()?;
+    let mut load = some_load()?;
+    // They run already when the scheduler takes them over, which happens on another CPU than theirs, and neither ever
+    // sleeps: the other gets its turns only if the first one's running time is known.
+    let cpus = online()?;
+    let last: Cpus = cpus.last().copied().into_iter().collect();
+    load.add(Load::start_on(2, Work::Spin, Some(&last))?);
     ensure!(!is_on_sched_ext(own_tid())?, "sched_ext is at work already");
     let enabled = enabled_times()?;
     let started = Instant::now();
