@@ -269,7 +269,8 @@ fn check_described(setting: &Setting, families: &Families) -> Result<()> {
         let start = format!("manycore_{field}");
         let family = families.iter().find(|(name, _)| name.starts_with(&start));
         let (name, family) = family.with_context(|| format!("no metric for {field}"))?;
-        let kind = if field.starts_with("queued_") {
+        let is_gauge = ["queued_", "classed_"];
+        let kind = if is_gauge.iter().any(|start| field.starts_with(start)) {
             "gauge"
         } else {
             "counter"

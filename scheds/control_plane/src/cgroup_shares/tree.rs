@@ -81,12 +81,7 @@ mod tests {
         assert_eq!(find("a/b"), (ino("a"), Some(250.0)));
         assert_eq!(find("c"), (ino(""), None));
         assert_eq!(find("d"), (ino(""), Some(IDLE)));
-        assert!(
-            nodes
-                .iter()
-                .enumerate()
-                .all(|(at, node)| node.parent <= at)
-        );
+        assert!(nodes.iter().enumerate().all(|(at, node)| node.parent <= at));
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub(super) fn name_of(field: &Field) -> String {
     if field.kind == Kind::Histogram {
         return format!("{PREFIX}_{}_seconds", base_name(field));
     }
-    let mut name = format!("{PREFIX}_{}", field.name);
+    let mut name = format!("{PREFIX}_{}", base_name(field));
     if let Some(unit) = &field.unit {
         name += "_";
         name += unit;
@@ -35,9 +35,16 @@ pub(super) fn name_of(field: &Field) -> String {
     name
 }
 
-/// The name of a histogram without its unit: OpenMetrics wants seconds.
+/// The name without its unit. That of a histogram is another, as OpenMetrics wants seconds.
 fn base_name(field: &Field) -> &str {
-    field.name.strip_suffix("_ns").unwrap_or(&field.name)
+    let unit = match &field.unit {
+        _ if field.kind == Kind::Histogram => "ns",
+        Some(unit) => unit,
+        None => return &field.name,
+    };
+    let bare = field.name.strip_suffix(unit);
+    bare.and_then(|name| name.strip_suffix('_'))
+        .unwrap_or(&field.name)
 }
 
 /// Encodes a sample, an object with the fields of the schema.
@@ -96,7 +103,7 @@ impl Collector for Figures {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         for (field, figure) in &self.0 {
             let unit = field.unit.clone().map(Unit::Other);
-            let (name, help) = (field.name.as_str(), field.help.as_str());
+            let (name, help) = (base_name(field), field.help.as_str());
             match figure {
                 Figure::Counter(value) => {
                     let metric = ConstCounter::new(*value);
