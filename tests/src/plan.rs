@@ -20,7 +20,7 @@ pub struct Scheduler {
 }
 
 /// How long a task may wait whatever happens to the machine, and how long beside an idle CPU that could run it. In an
-/// emulated guest: its host alone keeps a CPU from running for hundreds of ms now and then.
+/// emulated guest on a busy host, which alone keeps a CPU from running for one or two seconds now and then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bounds {
     pub wait_ms: u64,
@@ -28,8 +28,8 @@ pub struct Bounds {
 }
 
 const BOUNDS: Bounds = Bounds {
-    wait_ms: 5000,
-    idle_ms: 2000,
+    wait_ms: 10_000,
+    idle_ms: 3000,
 };
 
 pub const SCHEDULERS: &[Scheduler] = &[

@@ -131,7 +131,7 @@ fn hotplug_for(scene: &mut Scene, time: Duration) -> Result<String> {
     let cpus = removable(scene)?;
     let deadline = Instant::now() + time;
     let mut times = 0;
-    while Instant::now() < deadline {
+    while Instant::now() < deadline || times < 10 {
         let count = 1 + scene.random.below(3.min(cpus.len()));
         let gone: Cpus = (0..count)
             .map(|_| cpus[scene.random.below(cpus.len())])
@@ -273,9 +273,13 @@ fn forks_for(scene: &mut Scene, time: Duration) -> Result<String> {
         .stdin(Stdio::null())
         .spawn()
         .context("starting a fork bomb")?;
-    let deadline = Instant::now() + time;
-    while Instant::now() < deadline {
+    let started = Instant::now();
+    loop {
         scene.check().context("beside a fork bomb")?;
+        let refused = !cgroup.get("pids.events")?.ends_with("max 0");
+        if started.elapsed() > time && (refused || started.elapsed() > time + TURN) {
+            break;
+        }
         std::thread::sleep(Duration::from_millis(100));
     }
     let peak = cgroup.get("pids.peak")?;
@@ -395,33 +399,41 @@ fn memory_for(scene: &mut Scene, time: Duration) -> Result<String> {
     let cgroup = Cgroup::new("fault-memory")?;
     cgroup.set("memory.max", "128M")?;
     let args = ["--vm", "2", "--vm-bytes", "256M", "--vm-keep"];
-    let mut hungry = stress(&args, time, Some(&cgroup))
+    let mut hungry = stress(&args, time + TURN, Some(&cgroup))
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .context("starting stress-ng")?;
-    let deadline = Instant::now() + time;
+    let started = Instant::now();
     let mut drops = 0;
-    while Instant::now() < deadline {
-        fs::write("/proc/sys/vm/drop_caches", "3").context("dropping caches")?;
-        scene.check().context("without memory")?;
-        drops += 1;
-        std::thread::sleep(Duration::from_millis(200));
-    }
-    let events = cgroup.get("memory.events")?;
-    cgroup.kill()?;
-    // Whether it could do what it wanted is not the question.
-    hungry.wait().context("waiting for stress-ng")?;
-    scene.check()?;
-    let count = |name: &str| -> u64 {
+    let count = |events: &str, name: &str| -> u64 {
         let line = events.lines().find_map(|line| line.strip_prefix(name));
         line.and_then(|count| count.trim().parse().ok())
             .unwrap_or_default()
     };
-    ensure!(count("max ") > 0, "the limit was never reached: {events}");
+    let events = loop {
+        fs::write("/proc/sys/vm/drop_caches", "3").context("dropping caches")?;
+        scene.check().context("without memory")?;
+        drops += 1;
+        std::thread::sleep(Duration::from_millis(200));
+        let events = cgroup.get("memory.events")?;
+        let enough = count(&events, "max ") > 0 || started.elapsed() > time + TURN;
+        if started.elapsed() > time && enough {
+            break events;
+        }
+    };
+    cgroup.kill()?;
+    // Whether it could do what it wanted is not the question.
+    hungry.wait().context("waiting for stress-ng")?;
+    scene.check()?;
+    ensure!(
+        count(&events, "max ") > 0,
+        "the limit was never reached: {}",
+        events.replace('\n', ", ")
+    );
     Ok(format!(
         "{} times at the limit of memory, {} tasks killed, caches dropped {drops} times",
-        count("max "),
-        count("oom_kill ")
+        count(&events, "max "),
+        count(&events, "oom_kill ")
     ))
 }
