@@ -232,6 +232,11 @@ void BPF_STRUCT_OPS(numa_enqueue, struct task_struct *p, u64 enq_flags)
 		return;
 	}
 
+	if (here_is_leaving()) {
+		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns, enq_flags);
+		count(NUMA_TRANSIT);
+		return;
+	}
 	pinned = is_pinned(p, enq_flags);
 	home = pinned ? seat->shard : home_of(p, tc, seat->shard);
 	sh = lookup_shard(home);

@@ -27,7 +27,7 @@ enum numa_event {
 	NUMA_WAKE_SYNC,		/* woken onto the waker's CPU, at home */
 	NUMA_WAKE_LLC,		/* woken onto an idle CPU of its home cache */
 	NUMA_WAKE_NODE,		/* woken onto an idle CPU of its home node */
-	NUMA_TRANSIT,		/* being migrated by the kernel, no queue */
+	NUMA_TRANSIT,		/* being migrated by the kernel, or woken by a CPU that goes: no queue */
 	NUMA_KEPT,		/* the running task goes on for another slice */
 	NUMA_BALANCED,		/* of DISP_NODE, _REMOTE: that queue was longer */
 	NUMA_TOO_FRESH,		/* remote work that had not waited for long enough */

@@ -266,6 +266,13 @@ void BPF_STRUCT_OPS(rr_enqueue, struct task_struct *p, u64 enq_flags)
 		return;
 	}
 
+	/* A CPU on its way out may kick nobody. The kernel itself wakes the other. */
+	if (is_leaving(bpf_get_smp_processor_id())) {
+		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns, enq_flags);
+		count(RR_TRANSIT);
+		return;
+	}
+
 	/* First in, first out needs no vruntime: the field holds the time. */
 	scx_bpf_task_set_dsq_vtime(p, scx_bpf_now());
 

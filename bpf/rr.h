@@ -23,7 +23,7 @@ enum rr_event {
 	RR_DISP_REMOTE,		/* taken from another domain, other node */
 	RR_DEQUEUED,		/* left a queue without being dispatched */
 	RR_DIRECT,		/* woken straight onto an idle CPU, no queue */
-	RR_TRANSIT,		/* being migrated by the kernel, no queue */
+	RR_TRANSIT,		/* being migrated by the kernel, or woken by a CPU that goes: no queue */
 	RR_KEPT,		/* nobody waits: the running task goes on */
 	RR_BALANCED,		/* of DISP_NODE and DISP_REMOTE: longer queue */
 	RR_KICKS,		/* idle CPUs woken for a queued task */

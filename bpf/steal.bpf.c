@@ -242,6 +242,11 @@ void BPF_STRUCT_OPS(steal_enqueue, struct task_struct *p, u64 enq_flags)
 
 	if (!(enq_flags & SCX_ENQ_REENQ))
 		leave_queue(p);
+	if (here_is_leaving()) {
+		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns, enq_flags);
+		count(STEAL_TRANSIT);
+		return;
+	}
 	now = scx_bpf_now();
 	vtime = fair_join(p, cc->clock, clock_of(p, cc, cpu)) - class_head(kind);
 	vtime = fair_marked(vtime, cpu, FAIR_QUEUED);

@@ -13,6 +13,7 @@ use manycore_tests::boot::{Space, need_kernel};
 use manycore_tests::machine::Machine;
 use manycore_tests::plan::{self, GUESTS, Guest, VIRTUAL_CLOCK};
 use manycore_tests::report::{Event, Outcome};
+use manycore_tests::results::{Record, passed_already};
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -24,16 +25,23 @@ fn main() {
     let mut args = Arguments::from_args();
     // One guest at a time: they would only slow each other down, and with that spoil what is measured.
     args.test_threads = Some(1);
+    let passed = passed_already();
     let trials = GUESTS
         .iter()
         .flat_map(|guest| {
             let selected = guest
                 .cases()
                 .into_iter()
+                .filter(|case| !passed.contains(&trial_name(guest, case)))
                 .filter(|case| is_selected(&args, guest, &trial_name(guest, case)))
                 .collect();
             let booted = Arc::new(Mutex::new(Booted::new(guest, selected)));
-            guest.cases().into_iter().map(move |case| {
+            let left: Vec<_> = guest
+                .cases()
+                .into_iter()
+                .filter(|case| !passed.contains(&trial_name(guest, case)))
+                .collect();
+            left.into_iter().map(move |case| {
                 let booted = Arc::clone(&booted);
                 Trial::test(trial_name(guest, &case), move || {
                     let mut booted = booted.lock().unwrap_or_else(PoisonError::into_inner);
@@ -137,6 +145,13 @@ impl Booted {
         } else {
             Ok(())
         };
+        let told = match &outcome {
+            Ok(outcome) => Ok(outcome.clone()),
+            Err(error) => Err(format!("{error:#}")),
+        };
+        if let Err(error) = Record::new(self.guest, case, &told).keep() {
+            eprintln!("the result is not kept: {error:#}");
+        }
         match outcome {
             Ok(outcome) if outcome.ok => {
                 eprintln!("{} ({:.1} s)", outcome.message, outcome.seconds);

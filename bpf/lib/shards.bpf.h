@@ -180,6 +180,23 @@ static __always_inline bool shards_hotplug(s32 cpu, bool online)
 	return true;
 }
 
+/*
+ * Does this run on a CPU that is on its way out? Late in that, its interrupt
+ * controller is off, and it still wakes tasks: whoever asked for it to go. A kick
+ * that it gives then is never delivered, and as each CPU has one interrupt work
+ * for all its kicks, which stays pending, neither are those that it gives once it
+ * is back. Linux 7.3 waits for that work when the scheduler is unloaded: forever.
+ *
+ * So nothing may be kicked from there. What becomes runnable goes straight to its
+ * CPU, which the kernel itself wakes, with no work of ours.
+ */
+static __always_inline bool here_is_leaving(void)
+{
+	struct seat *seat = lookup_seat(bpf_get_smp_processor_id());
+
+	return seat && seat->leaving;
+}
+
 /* Take what a bit stands for, such as an idle CPU: true for one caller only. */
 static __always_inline bool claim_bit(u64 *word, u64 bit)
 {

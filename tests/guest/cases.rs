@@ -1,13 +1,17 @@
 //! The cases, by what they are about. Each returns what it measured, or an error that says what is wrong.
 
+mod checker;
 mod coming_and_going;
+mod daemons;
+mod faults;
 mod machine;
 mod metrics;
 mod observe;
+mod odd;
 mod policy;
 mod policy_daemon;
 mod serving;
-mod stats;
+pub(crate) mod stats;
 mod topo;
 mod use_and_misuse;
 
@@ -47,6 +51,27 @@ pub(crate) fn function(name: &str) -> Option<Function> {
         "metrics" => metrics::metrics,
         "stats_are_private" => metrics::stats_are_private,
         "topology_file" => topo::topology_file,
+        "odd" => odd::odd,
+        "check_wait" => checker::wait,
+        "check_idle" => checker::idle,
+        "check_lost" => checker::lost,
+        "check_mask" => checker::mask,
+        "fault_watchdog" => checker::watchdog,
+        "fault_hotplug" => faults::hotplug,
+        "fault_one_cpu" => faults::one_cpu,
+        "fault_cpuset" => faults::cpuset,
+        "fault_cgroups" => faults::cgroups,
+        "fault_affinity" => faults::affinity,
+        "fault_forks" => faults::forks,
+        "fault_threads" => faults::threads,
+        "fault_exec" => faults::exec,
+        "fault_rt" => faults::rt,
+        "fault_memory" => faults::memory,
+        "fault_stop" => daemons::stop,
+        "fault_oom" => daemons::oom,
+        "fault_sysrq" => daemons::sysrq,
+        "reload" => daemons::reload,
+        "faults" => faults::several,
         _ => return None,
     };
     Some(function)

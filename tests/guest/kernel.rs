@@ -22,11 +22,14 @@ const COMPLAINTS: &[&str] = &[
     "rcu_sched detected",
     "blocked for more than",
     "soft lockup",
-    "runtime error",
 ];
 
-/// What the kernel says when it throws out a scheduler under which a task waits for too long.
-const STALLS: &[&str] = &["runnable task stall", "watchdog failed to check in"];
+/// What the kernel says when it throws out a scheduler.
+const STALLS: &[&str] = &[
+    "runnable task stall",
+    "watchdog failed to check in",
+    "runtime error",
+];
 
 /// Complaints that are the kernel's own affair. Its server for fair tasks, a deadline entity, warns when a CPU goes down
 /// on 6.12 (`dl_rq->running_bw > old`, in `dl_server_stop`), with and without a BPF scheduler.
@@ -72,7 +75,7 @@ impl Log {
         self.lines.join("\n")
     }
 
-    /// `stalls`: whether a scheduler is meant to be thrown out for a task that waits.
+    /// `stalls`: whether a scheduler is meant to be thrown out.
     pub(crate) fn complaints(&mut self, stalls: bool) -> Vec<String> {
         self.read_on();
         let unwanted = if stalls { &[][..] } else { STALLS };

@@ -329,6 +329,21 @@ impl Drop for Load {
     }
 }
 
+/// Gives a task another scheduling policy. The priority is for real-time ones, from 1 to 99.
+pub(crate) fn set_policy(tid: i32, policy: i32, priority: i32) -> Result<()> {
+    let param = libc::sched_param {
+        sched_priority: priority,
+    };
+    // SAFETY: the pointer is to a whole sched_param, which the kernel only reads during the call.
+    let done = unsafe { libc::sched_setscheduler(tid, policy, &raw const param) };
+    ensure!(
+        done == 0,
+        "setting the policy of a task to {policy}: {}",
+        std::io::Error::last_os_error()
+    );
+    Ok(())
+}
+
 /// How long each of these tasks has been running on a CPU, in ns. Tasks that are gone are left out.
 pub(crate) fn runtimes(tids: impl Iterator<Item = i32>) -> Result<BTreeMap<i32, u64>> {
     let mut all = BTreeMap::new();

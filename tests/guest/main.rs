@@ -1,12 +1,18 @@
 //! Runs in a guest, as root, and looks at it from outside the schedulers: through `/sys`, `/proc`, their command lines
 //! and their statistics. `run TOPOLOGY CASE...` runs the named cases, each in a process of its own.
 
+mod bpf_skel;
+mod broken;
 mod cases;
+mod cgroup;
+mod checker;
 mod cpus;
 mod daemon;
 mod kernel;
 mod load;
+mod procs;
 mod runner;
+mod scene;
 
 use anyhow::{Context, Result, bail};
 use manycore_tests::plan::{self, Scheduler};
@@ -32,6 +38,8 @@ fn main() -> ExitCode {
     let result = match words.as_slice() {
         ["run", topology, cases @ ..] => runner::run(topology, cases),
         ["case", topology, case] => one(topology, case),
+        // What `fault_forks` sets off.
+        ["bomb"] => procs::bomb(),
         _ => {
             eprintln!(
                 "usage: manycore-guest run TOPOLOGY CASE...\nin a guest: cargo xtask vm run -- manycore-guest run t8 scx_rr/loads"

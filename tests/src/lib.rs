@@ -9,3 +9,4 @@ pub mod boot;
 pub mod machine;
 pub mod plan;
 pub mod report;
+pub mod results;

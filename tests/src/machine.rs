@@ -22,6 +22,17 @@ pub struct Machine {
     pub threads: usize,
     pub memory_mib: usize,
     pub distances: Vec<Vec<u32>>,
+    #[serde(default)]
+    nodes: Vec<Node>,
+    #[serde(default)]
+    absent: usize,
+}
+
+/// A NUMA node of a machine whose nodes are not a socket each.
+#[derive(Debug, Clone, Copy, Deserialize)]
+struct Node {
+    cpus: usize,
+    memory_mib: usize,
 }
 
 #[derive(Debug, Deserialize)]
@@ -53,23 +64,53 @@ impl Machine {
         Ok(file.topology)
     }
 
+    /// Those that are there.
     pub fn cpus(&self) -> usize {
+        self.possible_cpus() - self.absent
+    }
+
+    pub fn possible_cpus(&self) -> usize {
         self.sockets * self.dies * self.cores * self.threads
     }
 
+    pub fn node_count(&self) -> usize {
+        if self.nodes.is_empty() {
+            self.sockets
+        } else {
+            self.nodes.len()
+        }
+    }
+
+    /// Those of its CPUs that are there.
     pub fn cpus_of_node(&self, node: usize) -> Range<usize> {
-        let each = self.cpus() / self.sockets;
-        node * each..(node + 1) * each
+        let range = if self.nodes.is_empty() {
+            let each = self.possible_cpus() / self.sockets;
+            node * each..(node + 1) * each
+        } else {
+            let first = self.nodes[..node].iter().map(|node| node.cpus).sum();
+            first..first + self.nodes[node].cpus
+        };
+        range.start.min(self.cpus())..range.end.min(self.cpus())
+    }
+
+    pub fn memory_mib_of_node(&self, node: usize) -> usize {
+        self.nodes
+            .get(node)
+            .map_or(self.memory_mib, |node| node.memory_mib)
     }
 
     /// The CPUs that share a last-level cache with this one.
     pub fn cpus_of_die(&self, cpu: usize) -> Range<usize> {
-        group(cpu, self.cores * self.threads)
+        self.present(group(cpu, self.cores * self.threads))
     }
 
     /// The CPUs that share a core with this one.
     pub fn cpus_of_core(&self, cpu: usize) -> Range<usize> {
-        group(cpu, self.threads)
+        self.present(group(cpu, self.threads))
+    }
+
+    fn present(&self, range: Range<usize>) -> Range<usize> {
+        range.start..range.end.min(self.cpus())
     }
 }
 
@@ -90,6 +131,10 @@ mod tests {
         assert_eq!(machine.cpus_of_node(1), 8..16);
         assert_eq!(machine.cpus_of_die(5), 4..8);
         assert_eq!(machine.cpus_of_core(5), 4..6);
+        let machine = Machine::read("t12-unequal").unwrap();
+        assert_eq!(machine.cpus_of_node(2), 6..12);
+        let machine = Machine::read("t6-absent").unwrap();
+        assert_eq!((machine.cpus(), machine.cpus_of_die(5)), (6, 4..6));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What is tested where.
 
+use serde::{Deserialize, Serialize};
+
 /// A scheduler under test.
 #[derive(Debug)]
 pub struct Scheduler {
@@ -13,7 +15,22 @@ pub struct Scheduler {
     pub by_daemon: bool,
     /// Cases that are not for it.
     pub left_out: &'static [&'static str],
+    /// What holds under faults.
+    pub bounds: Bounds,
 }
+
+/// How long a task may wait whatever happens to the machine, and how long beside an idle CPU that could run it. In an
+/// emulated guest on a busy host, which alone keeps a CPU from running for one or two seconds now and then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bounds {
+    pub wait_ms: u64,
+    pub idle_ms: u64,
+}
+
+const BOUNDS: Bounds = Bounds {
+    wait_ms: 10_000,
+    idle_ms: 3000,
+};
 
 pub const SCHEDULERS: &[Scheduler] = &[
     Scheduler {
@@ -26,6 +43,7 @@ pub const SCHEDULERS: &[Scheduler] = &[
         ],
         by_daemon: false,
         left_out: &[],
+        bounds: BOUNDS,
     },
     Scheduler {
         name: "scx_steal",
@@ -37,6 +55,7 @@ pub const SCHEDULERS: &[Scheduler] = &[
         ],
         by_daemon: false,
         left_out: &[],
+        bounds: BOUNDS,
     },
     Scheduler {
         name: "scx_numa",
@@ -48,6 +67,7 @@ pub const SCHEDULERS: &[Scheduler] = &[
         ],
         by_daemon: false,
         left_out: &[],
+        bounds: BOUNDS,
     },
     Scheduler {
         name: "scx_pilot",
@@ -69,23 +89,40 @@ pub const SCHEDULERS: &[Scheduler] = &[
             "policy_daemon",
             "classes",
         ],
+        // Not claimed: faults are not tried on it.
+        bounds: BOUNDS,
     },
 ];
 
 /// Cases that end with a scheduler thrown out by the watchdog, if its daemon decides.
 pub const STALLING: &[&str] = &["stopped_daemon"];
 
+/// Cases that end with a broken scheduler thrown out.
+pub const THROWN_OUT: &[&str] = &["check_mask", "fault_watchdog"];
+
 /// Whether a case is about the machine or about a scheduler on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum About {
     Machine,
     Scheduler,
+    /// The machine, with something broken; in guests that ask for it.
+    Checker,
+    /// A scheduler while something goes wrong; in guests that ask for it.
+    Fault,
+}
+
+impl About {
+    pub fn is_fault(self) -> bool {
+        matches!(self, Self::Checker | Self::Fault)
+    }
 }
 
 #[derive(Debug)]
 pub struct Case {
     pub name: &'static str,
     pub about: About,
+    /// What happens in it, for the page about reliability. Empty for those that are not on it.
+    pub what: &'static str,
     /// How long it may take in a guest, in seconds. It is there for cases that hang, so it is what none needs even on a
     /// machine with much else to do: most take 5 to 20 on 2 idle cores.
     pub limit_s: u64,
@@ -95,6 +132,7 @@ const fn machine(name: &'static str, limit_s: u64) -> Case {
     Case {
         name,
         about: About::Machine,
+        what: "",
         limit_s,
     }
 }
@@ -103,6 +141,25 @@ const fn scheduler(name: &'static str, limit_s: u64) -> Case {
     Case {
         name,
         about: About::Scheduler,
+        what: "",
+        limit_s,
+    }
+}
+
+const fn checker(name: &'static str, limit_s: u64, what: &'static str) -> Case {
+    Case {
+        name,
+        about: About::Checker,
+        what,
+        limit_s,
+    }
+}
+
+const fn fault(name: &'static str, limit_s: u64, what: &'static str) -> Case {
+    Case {
+        name,
+        about: About::Fault,
+        what,
         limit_s,
     }
 }
@@ -163,6 +220,97 @@ pub const CASES: &[Case] = &[
     scheduler("hotplug", 400),
     // A CPU comes whose place could not be known at load.
     scheduler("unknown_cpu", 400),
+    // Loads, serves with every CPU, counts and ends, also with every second CPU offline.
+    scheduler("odd", 600),
+    // Does the checker see what it is there for? Then each fault under load, with the checker on.
+    checker(
+        "check_wait",
+        300,
+        "a task runs every 3 s only, on busy CPUs: the checker sees it wait",
+    ),
+    checker(
+        "check_idle",
+        300,
+        "tasks are held on one CPU beside idle ones: the checker sees CPUs idle",
+    ),
+    checker(
+        "check_lost",
+        300,
+        "a task is never run again: the checker sees that it still waits",
+    ),
+    checker(
+        "check_mask",
+        300,
+        "a task is sent to a CPU outside its mask: the kernel refuses and throws the scheduler out; the checker sees it where it is pretended",
+    ),
+    checker(
+        "fault_watchdog",
+        300,
+        "a task is never run again: the watchdog throws the scheduler out, with a dump that names the task",
+    ),
+    fault(
+        "fault_hotplug",
+        400,
+        "one to three CPUs go and come back, over and over",
+    ),
+    fault("fault_one_cpu", 600, "all CPUs but one go and come back"),
+    fault(
+        "fault_cpuset",
+        400,
+        "a cpuset shrinks to one CPU and widens again, over and over",
+    ),
+    fault(
+        "fault_cgroups",
+        400,
+        "processes move between cgroups of weight 1, 100 and 10000",
+    ),
+    fault(
+        "fault_affinity",
+        400,
+        "`stress-ng --affinity`: processes change their masks",
+    ),
+    fault(
+        "fault_forks",
+        400,
+        "a fork bomb within a limit of 150 tasks",
+    ),
+    fault("fault_threads", 600, "2000 threads come, work and go"),
+    fault(
+        "fault_exec",
+        400,
+        "`stress-ng --exec` and `--vfork`: processes start programs and end",
+    ),
+    fault(
+        "fault_rt",
+        400,
+        "real-time tasks take 98 % of half of the CPUs, by turns",
+    ),
+    fault(
+        "fault_memory",
+        400,
+        "processes want twice the memory of their cgroup, are killed and begin again",
+    ),
+    fault("fault_stop", 400, "the daemon is stopped for 10 s"),
+    fault(
+        "fault_oom",
+        400,
+        "the kernel kills the daemon for want of memory",
+    ),
+    fault(
+        "fault_sysrq",
+        400,
+        "SysRq-S ends the scheduler, and the daemon says that this was why",
+    ),
+    fault(
+        "reload",
+        1500,
+        "loaded and unloaded 50 times, and by two daemons at once",
+    ),
+    fault(
+        "faults",
+        400,
+        "hotplug, cpusets, affinity, forks, exec and real-time tasks, 1.5 s of each",
+    ),
 ];
 
 /// The case of that name.
@@ -193,8 +341,10 @@ pub const VIRTUAL_CLOCK: &str = "MANYCORE_TEST_VIRTUAL_CLOCK";
 
 #[derive(Debug)]
 enum Pick {
+    /// Of those that are not about faults.
     AllBut(&'static [&'static str]),
     Only(&'static [&'static str]),
+    Faults,
 }
 
 impl Guest {
@@ -228,21 +378,27 @@ impl Guest {
     /// The names of its cases, `topology` or `scx_rr/loads`.
     pub fn cases(&self) -> Vec<String> {
         let picked = CASES.iter().filter(|case| match self.cases {
-            Pick::AllBut(left_out) => !left_out.contains(&case.name),
+            Pick::AllBut(left_out) => !case.about.is_fault() && !left_out.contains(&case.name),
             Pick::Only(names) => names.contains(&case.name),
+            Pick::Faults => case.about.is_fault(),
         });
         let (machine, per_scheduler): (Vec<_>, Vec<_>) =
-            picked.partition(|case| case.about == About::Machine);
+            picked.partition(|case| matches!(case.about, About::Machine | About::Checker));
         let mut names: Vec<_> = machine.iter().map(|case| case.name.to_owned()).collect();
         // One that decides in its daemon depends little on the machine's shape, and takes long.
-        let everywhere = self.full || self.topology == "t8";
+        let everywhere = self.full || (self.topology == "t8" && self.kernel == "6.12");
         for scheduler in SCHEDULERS.iter().filter(|s| everywhere || !s.by_daemon) {
             names.extend(
                 per_scheduler
                     .iter()
                     .filter(|case| !scheduler.left_out.contains(&case.name))
+                    .filter(|case| !scheduler.by_daemon || case.about != About::Fault)
                     .filter(|case| {
                         self.full || !scheduler.by_daemon || DAEMONS.contains(&case.name)
+                    })
+                    .filter(|case| {
+                        let first = scheduler.name == SCHEDULERS[0].name;
+                        self.full || first || !LIBRARY.contains(&case.name)
                     })
                     .map(|case| format!("{}/{}", scheduler.name, case.name)),
             );
@@ -253,12 +409,15 @@ impl Guest {
 
 /// Of a scheduler that decides in its daemon, what runs in the quick set: in an emulated guest on a busy host its daemon
 /// gets so little of the CPU that the others measure the host.
-const DAEMONS: &[&str] = &[
-    "help",
-    "refuses_bad_use",
-    "loads",
+const DAEMONS: &[&str] = &["help", "refuses_bad_use", "loads"];
+
+/// What all daemons have from the library that they are built on: in the quick set, that one of them does it is enough.
+const LIBRARY: &[&str] = &[
     "unloads_on_sigterm",
     "refuses_a_second",
+    "metrics",
+    "stats_are_private",
+    "topology_file",
 ];
 
 /// Only where a node has several caches can a CPU's place be unknown.
@@ -267,6 +426,7 @@ const EVERYTHING: Pick = Pick::AllBut(&[
     "policy_daemon",
     "classes",
     "unknown_cpu",
+    "odd",
     "observe_waste",
 ]);
 const QUICK: Pick = Pick::Only(&[
@@ -286,12 +446,13 @@ const CLASSES: Pick = Pick::Only(&["classes"]);
 /// A restart in an emulated guest of 16 CPUs takes from seconds to minutes, by the host's load.
 const UNKNOWN_CPU: Pick = Pick::Only(&["unknown_cpu"]);
 const MANY_CPUS: Pick = Pick::Only(&["topology", "topo", "loads", "no_idle_cpu"]);
-/// What doesn't depend on the kernel is left out.
+/// What doesn't depend on the kernel, or is much like another case, is left out.
 const SECOND_KERNEL: Pick = Pick::AllBut(&[
     "policy",
     "policy_daemon",
     "classes",
     "unknown_cpu",
+    "odd",
     "observe_waste",
     "help",
     "refuses_bad_use",
@@ -301,7 +462,11 @@ const SECOND_KERNEL: Pick = Pick::AllBut(&[
     "metrics",
     "stats_are_private",
     "topology_file",
+    "stress_ng",
+    "mixed",
 ]);
+/// Machines as nobody builds them.
+const ODD: Pick = Pick::Only(&["topology", "topo", "odd"]);
 const MEASURED: Pick = Pick::Only(&["observe_waste"]);
 
 pub const GUESTS: &[Guest] = &[
@@ -322,6 +487,15 @@ pub const GUESTS: &[Guest] = &[
     Guest::new("6.12", "t16-smt", UNKNOWN_CPU).full(),
     Guest::new("debian", "t16-smt", SEVERAL_CACHES).full(),
     Guest::new("debian", "t32", MANY_CPUS).full(),
+    Guest::new("6.12", "t8", Pick::Faults).full(),
+    Guest::new("debian", "t8", Pick::Faults).full(),
+    Guest::new("6.12", "t1", ODD).full(),
+    Guest::new("6.12", "t4-memory", ODD).full(),
+    Guest::new("6.12", "t6-absent", ODD).full(),
+    Guest::new("6.12", "t8-llcs", ODD).full(),
+    Guest::new("6.12", "t12-unequal", ODD).full(),
+    Guest::new("6.12", "t40-llc", ODD).full(),
+    Guest::new("debian", "t12-unequal", ODD).full(),
     Guest::new("6.12", "t64", MANY_CPUS).full(),
     Guest::new("6.12", "t128", MANY_CPUS).full(),
     Guest::new(
@@ -339,7 +513,9 @@ mod tests {
     #[test]
     fn every_name_is_known_and_every_case_runs_somewhere() {
         for guest in GUESTS {
-            let (Pick::AllBut(names) | Pick::Only(names)) = guest.cases;
+            let (Pick::AllBut(names) | Pick::Only(names)) = guest.cases else {
+                continue;
+            };
             for name in names {
                 assert!(case(name).is_some(), "{}: {name}", guest.name());
             }

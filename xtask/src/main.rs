@@ -13,6 +13,8 @@ mod host;
 mod interrupt;
 mod kernel;
 mod qemu;
+mod reliability;
+mod results;
 mod setup;
 mod test;
 mod tools;
@@ -51,6 +53,8 @@ enum Command {
     Bench(bench::Args),
     /// Build everything and run all tests, those that boot VMs included
     Test(test::Args),
+    /// Write the page about faults from the results of tests
+    Reliability(reliability::Args),
     /// What continuous integration runs: formatting, lints, then `cargo xtask test`
     Ci(ci::Args),
     #[command(subcommand, hide = true)]
@@ -67,6 +71,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Test(args) => test::run(&args),
+        Command::Reliability(args) => reliability::run(&args),
         Command::Ci(args) => ci::run(&args),
         Command::InGuest(command) => bench::run_in_guest(&command),
     };

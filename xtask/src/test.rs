@@ -2,9 +2,12 @@
 
 use crate::cache::Cache;
 use crate::failure::Exit;
+use crate::results;
 use crate::workspace;
 use crate::{cmd, kernel, setup};
 use anyhow::{Context, Result};
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::Command;
 
 /// The kernels that the VM tests boot, beside the default one: the oldest that the schedulers support.
@@ -18,12 +21,19 @@ const OLDEST_KERNEL: &str = "6.12";
 /// Examples:
 ///   cargo xtask test
 ///   cargo xtask test -- 6.12/t8           only tests whose name contains this
+///   cargo xtask test --full               faults and up to 256 CPUs as well: hours; goes on where it was stopped
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Args {
     /// Install what is missing without asking
     #[arg(long, short)]
     yes: bool,
+    /// Run the full set, leave out what this commit has passed already, and show a table of all cases
+    #[arg(long)]
+    full: bool,
+    /// With --full: run everything again
+    #[arg(long, requires = "full")]
+    fresh: bool,
     /// Passed on to the tests: a filter, --nocapture, ...
     #[arg(last = true)]
     pass: Vec<String>,
@@ -35,11 +45,46 @@ pub fn run(args: &Args) -> Result<()> {
     // `cargo test` builds a package's programs for that package's tests only; the guests run those of all.
     cargo(&["build", "--workspace", "--bins"])?;
     let mut test = vec!["test", "--workspace"];
-    if !args.pass.is_empty() {
-        test.push("--");
-        test.extend(args.pass.iter().map(String::as_str));
+    if args.full {
+        test.push("--no-fail-fast");
     }
-    cargo(&test)
+    if args.full || !args.pass.is_empty() {
+        test.push("--");
+    }
+    if args.full {
+        test.push("--include-ignored");
+    }
+    test.extend(args.pass.iter().map(String::as_str));
+    if !args.full {
+        return cargo(&test);
+    }
+    let (dir, envs) = keeping(&cache, args.fresh)?;
+    let tested = cargo_with(&test, &envs);
+    // Also if nothing at all was run.
+    println!("{}", results::cells(&results::read(&dir)?));
+    println!("results are in {}", dir.display());
+    tested
+}
+
+/// Where results of this commit go, and what tells the tests so.
+fn keeping(cache: &Cache, fresh: bool) -> Result<(PathBuf, Vec<(&'static str, OsString)>)> {
+    let version = results::version();
+    let name = version.as_deref().unwrap_or("unknown").to_owned();
+    let dir = match std::env::var_os("MANYCORE_RESULTS").filter(|dir| !dir.is_empty()) {
+        Some(dir) => PathBuf::from(dir),
+        None => cache.path("results").join(&name),
+    };
+    std::fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+    let mut envs = vec![
+        ("MANYCORE_RESULTS", dir.clone().into_os_string()),
+        ("MANYCORE_VERSION", OsString::from(&name)),
+    ];
+    // What has changed since a commit may have changed since a run, too.
+    let is_commit = version.is_some_and(|version| !version.ends_with("-dirty"));
+    if is_commit && !fresh {
+        envs.push(("MANYCORE_RESUME", "1".into()));
+    }
+    Ok((dir, envs))
 }
 
 pub fn kernels() -> Result<Vec<String>> {
@@ -51,8 +96,15 @@ pub fn kernels() -> Result<Vec<String>> {
 
 /// Runs cargo in the checkout, its output passed on. Its failure was said by itself.
 pub fn cargo(args: &[&str]) -> Result<()> {
+    cargo_with(args, &[])
+}
+
+fn cargo_with(args: &[&str], envs: &[(&str, OsString)]) -> Result<()> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
-    command.args(args).current_dir(workspace::root());
+    command
+        .args(args)
+        .envs(envs.iter().map(|(name, value)| (name, value)))
+        .current_dir(workspace::root());
     eprintln!("running `{}`", cmd::shown(&command));
     let status = command.status().context("running cargo")?;
     if status.success() {

@@ -8,19 +8,44 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use scx_utils::{UserExitInfo, scx_ops_attach, scx_ops_load, scx_ops_open, uei_exited, uei_report};
 
 use bpf_skel::BpfSkelBuilder;
 
-/// Keep all tasks of one command on one CPU, though they may run on others that are idle. For tests only.
+/// What is done to the tasks, in the order of `enum broken_fault`.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Fault {
+    /// Keep them on one CPU, though they may run on others that are idle
+    Hold,
+    /// Let one of them run every 3 s only
+    Wait,
+    /// Never let them run
+    Lost,
+    /// Send those that may not run on the CPU there all the same
+    Mask,
+}
+
+/// Schedule all tasks of one command wrongly. For tests only.
 #[derive(Debug, Parser)]
 struct Opts {
-    /// Command name of the tasks to hold
+    /// What is wrong
+    #[arg(long, value_enum, default_value = "hold")]
+    fault: Fault,
+
+    /// How long a task runs while others wait
+    #[arg(long, default_value_t = 5)]
+    slice_ms: u64,
+
+    /// For how long a task may wait before the kernel steps in
+    #[arg(long)]
+    timeout_ms: Option<u32>,
+
+    /// Command name of the tasks
     #[arg(long, default_value = "spin", value_parser = comm)]
     hold: String,
 
-    /// CPU to hold them on
+    /// CPU to hold them on, or to send them to
     #[arg(long, default_value_t = 1)]
     cpu: i32,
 }
@@ -48,9 +73,14 @@ fn main() -> Result<()> {
         .rodata_data
         .as_mut()
         .context("the BPF object has no .rodata")?;
+    ro.fault = opts.fault as u32;
+    ro.slice_ns = opts.slice_ms * 1_000_000;
     ro.held_cpu = opts.cpu;
     for (to, from) in ro.held_comm.iter_mut().zip(opts.hold.bytes()) {
         *to = from as _;
+    }
+    if let Some(ms) = opts.timeout_ms {
+        skel.struct_ops.broken_ops_mut().timeout_ms = ms;
     }
     let mut skel = scx_ops_load!(skel, broken_ops, uei)?;
     let link = scx_ops_attach!(skel, broken_ops)?;

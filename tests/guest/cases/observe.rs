@@ -1,13 +1,11 @@
 //! `manycore observe` against workloads whose waste is known.
 
 use crate::Setting;
-use crate::daemon::State;
-use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use crate::broken::Broken;
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::fs;
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::process::{Command, Stdio};
 
 /// For how long two threads spin, seconds.
 const SECONDS: f64 = 1.0;
@@ -40,7 +38,7 @@ pub(crate) fn waste(_setting: &Setting) -> Result<String> {
         free < TOLERANCE,
         "the kernel's own scheduler wasted {free:.3} of the time of two free threads"
     );
-    let mut broken = Broken::load()?;
+    let broken = Broken::load(&["--hold", "spin", "--cpu", CPU])?;
     let report = observed(&["spin"]);
     broken.unload()?;
     let report = report?;
@@ -89,36 +87,4 @@ fn wasted(report: &Value) -> Result<f64> {
     report["wasted"]["seconds"]
         .as_f64()
         .with_context(|| format!("no waste is told: {}", report["warnings"]))
-}
-
-/// The scheduler with the fault.
-struct Broken(Child);
-
-impl Broken {
-    fn load() -> Result<Self> {
-        let child = Command::new("broken_scheds")
-            .args(["--hold", "spin", "--cpu", CPU])
-            .stdin(Stdio::null())
-            .spawn()
-            .context("starting broken_scheds")?;
-        let mut broken = Self(child);
-        let is_broken = |state: &State| {
-            let name = state.ops.as_deref().unwrap_or_default();
-            state.state == "enabled" && name.starts_with("broken")
-        };
-        while !is_broken(&State::read()?) {
-            if let Some(status) = broken.0.try_wait().context("waiting for broken_scheds")? {
-                bail!("broken_scheds ended with {status}");
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        Ok(broken)
-    }
-
-    fn unload(&mut self) -> Result<()> {
-        kill_process(Pid::from_child(&self.0), Signal::INT).context("ending broken_scheds")?;
-        let status = self.0.wait().context("waiting for broken_scheds")?;
-        ensure!(status.success(), "broken_scheds ended with {status}");
-        Ok(())
-    }
 }

@@ -288,7 +288,7 @@ pub(crate) fn policy_text(machine: &Machine) -> String {
          exclusive = true\n\
          [[service]]\ncgroup = \"/tenant/db\"\nnodes = {}\nmemory = \"local\"\n\
          [[service]]\ncgroup = \"/batch\"\nwidth = \"wide\"\nclass = \"batch\"\nweight = 10\n",
-        1.min(machine.sockets - 1)
+        1.min(machine.node_count() - 1)
     )
 }
 

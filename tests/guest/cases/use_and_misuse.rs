@@ -3,7 +3,7 @@
 use crate::Setting;
 use crate::cpus::{Cpus, online};
 use crate::daemon::{Daemon, State, check_refusal, run, switches_all};
-use crate::load::{Load, Work};
+use crate::load::{Load, Work, set_policy};
 use anyhow::{Context, Result, ensure};
 use std::process::Output;
 use std::time::Duration;
@@ -117,7 +117,7 @@ pub(crate) fn partial(setting: &Setting) -> Result<String> {
     }
     let its_own = Load::start(2 * cpus.len(), Work::Spin)?;
     for worker in &its_own.workers {
-        set_policy(worker.tid.as_raw_nonzero().get(), SCHED_EXT)?;
+        set_policy(worker.tid.as_raw_nonzero().get(), SCHED_EXT, 0)?;
         ensure!(
             worker.is_on_sched_ext()?,
             "a task of the SCHED_EXT policy is not scheduled by it"
@@ -133,7 +133,7 @@ pub(crate) fn partial(setting: &Setting) -> Result<String> {
     }
     others.check_progress(TURN)?;
     let back = &its_own.workers[0];
-    set_policy(back.tid.as_raw_nonzero().get(), libc::SCHED_OTHER)?;
+    set_policy(back.tid.as_raw_nonzero().get(), libc::SCHED_OTHER, 0)?;
     ensure!(
         !back.is_on_sched_ext()?,
         "a task that went back to the normal policy is still scheduled by it"
@@ -151,15 +151,3 @@ pub(crate) fn partial(setting: &Setting) -> Result<String> {
 
 /// `include/uapi/linux/sched.h`
 const SCHED_EXT: i32 = 7;
-
-fn set_policy(tid: i32, policy: i32) -> Result<()> {
-    let param = libc::sched_param { sched_priority: 0 };
-    // SAFETY: the pointer is to a whole sched_param, which the kernel only reads during the call.
-    let done = unsafe { libc::sched_setscheduler(tid, policy, &raw const param) };
-    ensure!(
-        done == 0,
-        "setting the policy of a task to {policy}: {}",
-        std::io::Error::last_os_error()
-    );
-    Ok(())
-}

@@ -27,15 +27,49 @@ pub struct Topology {
     /// Of each node.
     pub memory_mib: usize,
     pub distances: Vec<Vec<u32>>,
+    /// If nodes are not a socket each: what they are.
+    #[serde(default)]
+    pub nodes: Vec<Node>,
+    /// So many CPUs, the last ones, could be plugged in and are not.
+    #[serde(default)]
+    pub absent: usize,
+    /// Nobody's machine, but one that must work: listed last.
+    #[serde(default)]
+    pub odd: bool,
+}
+
+/// A NUMA node; its CPUs follow those of the one before.
+#[derive(Debug, Clone, Copy, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Node {
+    /// None if it is memory only.
+    pub cpus: usize,
+    pub memory_mib: usize,
 }
 
 impl Topology {
-    pub fn cpus_per_node(&self) -> usize {
+    fn cpus_per_socket(&self) -> usize {
         self.dies * self.cores * self.threads
     }
 
+    fn possible_cpus(&self) -> usize {
+        self.sockets * self.cpus_per_socket()
+    }
+
+    /// Those that are there.
     pub fn cpus(&self) -> usize {
-        self.sockets * self.cpus_per_node()
+        self.possible_cpus() - self.absent
+    }
+
+    fn all_nodes(&self) -> Vec<Node> {
+        if !self.nodes.is_empty() {
+            return self.nodes.clone();
+        }
+        let node = Node {
+            cpus: self.cpus_per_socket(),
+            memory_mib: self.memory_mib,
+        };
+        vec![node; self.sockets]
     }
 
     pub fn describe(&self) -> String {
@@ -54,10 +88,20 @@ impl Topology {
         {
             bail!("a count or a size of 0");
         }
-        if self.distances.len() != self.sockets
-            || self.distances.iter().any(|row| row.len() != self.sockets)
-        {
-            bail!("distances is not a table of {0} by {0}", self.sockets);
+        let nodes = self.all_nodes();
+        let count = nodes.len();
+        if self.distances.len() != count || self.distances.iter().any(|row| row.len() != count) {
+            bail!("distances is not a table of {count} by {count}");
+        }
+        let cpus: usize = nodes.iter().map(|node| node.cpus).sum();
+        if cpus != self.possible_cpus() || nodes.iter().any(|node| node.memory_mib == 0) {
+            bail!(
+                "its nodes have {cpus} CPUs, not {}, or one has no memory",
+                self.possible_cpus()
+            );
+        }
+        if self.absent >= self.possible_cpus() {
+            bail!("no CPU is there");
         }
         for (i, row) in self.distances.iter().enumerate() {
             for (j, &distance) in row.iter().enumerate() {
@@ -78,33 +122,36 @@ impl Topology {
 
     /// Of all nodes.
     pub fn memory_mib(&self) -> usize {
-        self.memory_mib * self.sockets
+        self.all_nodes().iter().map(|node| node.memory_mib).sum()
     }
 
     /// virtme-run's arguments for CPUs, memory and nodes.
     pub fn virtme_args(&self) -> Vec<String> {
-        let per_node = self.cpus_per_node();
+        let mut cpus = format!(
+            "{},sockets={},dies={},cores={},threads={}",
+            self.cpus(),
+            self.sockets,
+            self.dies,
+            self.cores,
+            self.threads
+        );
+        if self.absent > 0 {
+            cpus += &format!(",maxcpus={}", self.possible_cpus());
+        }
         let mut args = vec![
             "--cpus".into(),
-            format!(
-                "{},sockets={},dies={},cores={},threads={}",
-                self.cpus(),
-                self.sockets,
-                self.dies,
-                self.cores,
-                self.threads
-            ),
+            cpus,
             "--memory".into(),
-            format!("{}M", self.memory_mib * self.sockets),
+            format!("{}M", self.memory_mib()),
         ];
-        for node in 0..self.sockets {
-            let first = node * per_node;
+        let mut first = 0;
+        for node in self.all_nodes() {
             args.push("--numa".into());
-            args.push(format!(
-                "{}M,cpus={first}-{}",
-                self.memory_mib,
-                first + per_node - 1
-            ));
+            args.push(match node.cpus {
+                0 => format!("{}M", node.memory_mib),
+                cpus => format!("{}M,cpus={first}-{}", node.memory_mib, first + cpus - 1),
+            });
+            first += node.cpus;
         }
         for (src, row) in self.distances.iter().enumerate() {
             for (dst, distance) in row.iter().enumerate().filter(|(dst, _)| *dst != src) {
@@ -142,10 +189,10 @@ impl Topologies {
         Ok(all)
     }
 
-    /// From the smallest to the largest.
+    /// From the smallest to the largest, the odd ones last.
     pub fn all(&self) -> Vec<&Topology> {
         let mut list: Vec<_> = self.topology.values().collect();
-        list.sort_by_key(|topology| topology.cpus());
+        list.sort_by_key(|topology| (topology.odd, topology.cpus()));
         list
     }
 
@@ -207,5 +254,9 @@ mod tests {
         assert!(args.contains("--cpus 16,sockets=2,dies=2,cores=2,threads=2"));
         assert!(args.contains("--numa 1536M,cpus=0-7 --numa 1536M,cpus=8-15"));
         assert!(args.contains("--numa-distance src=0,dst=1,val=21"));
+        let args = all.get("t4-memory").unwrap().virtme_args().join(" ");
+        assert!(args.contains("--numa 1024M,cpus=2-3 --numa 512M --numa-distance"));
+        let args = all.get("t6-absent").unwrap().virtme_args().join(" ");
+        assert!(args.contains("--cpus 6,sockets=2,dies=1,cores=4,threads=1,maxcpus=8"));
     }
 }

@@ -2,8 +2,13 @@
 /*
  * A global FIFO with one fault, for tests only: never run it where it matters.
  *
- * Tasks whose command name is held_comm are kept on the CPU held_cpu, though they may run on any, so all of their wait
- * while another CPU is idle is wasted CPU time. What else there is runs as it should.
+ * It has the fault for tasks whose command name is held_comm; what else there is runs as it should.
+ *
+ *	hold	they are kept on the CPU held_cpu, though they may run on any: all of their wait while another CPU is idle is
+ *		wasted CPU time
+ *	wait	one of them runs every delay_ns only, though nothing keeps CPUs from running them
+ *	lost	they are put into a queue that no CPU ever looks at
+ *	mask	those that may not run on held_cpu are sent there all the same
  */
 #include <scx/common.bpf.h>
 
@@ -19,6 +24,14 @@ UEI_DEFINE(uei);
 const volatile char held_comm[COMM_LEN] = {};
 const volatile s32 held_cpu = 0;
 const volatile u64 slice_ns = 5000000;
+const volatile u64 delay_ns = 3000000000ULL;
+
+enum broken_fault { FAULT_HOLD, FAULT_WAIT, FAULT_LOST, FAULT_MASK };
+
+const volatile u32 fault = FAULT_HOLD;
+
+/* With FAULT_WAIT: when one was let go last, or when the first came into the empty queue. */
+u64 held_at;
 
 static bool is_held(struct task_struct *p)
 {
@@ -32,7 +45,11 @@ static bool is_held(struct task_struct *p)
 		if (!comm[i])
 			break;
 	}
-	return bpf_cpumask_test_cpu(held_cpu, p->cpus_ptr);
+	if (fault == FAULT_HOLD)
+		return bpf_cpumask_test_cpu(held_cpu, p->cpus_ptr);
+	if (fault == FAULT_MASK)
+		return !bpf_cpumask_test_cpu(held_cpu, p->cpus_ptr);
+	return true;
 }
 
 s32 BPF_STRUCT_OPS(broken_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake_flags)
@@ -41,7 +58,7 @@ s32 BPF_STRUCT_OPS(broken_select_cpu, struct task_struct *p, s32 prev_cpu, u64 w
 	s32 cpu;
 
 	if (is_held(p))
-		return held_cpu;
+		return fault == FAULT_HOLD ? held_cpu : prev_cpu;
 	cpu = scx_bpf_select_cpu_dfl(p, prev_cpu, wake_flags, &idle);
 	if (idle)
 		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns, 0);
@@ -50,14 +67,21 @@ s32 BPF_STRUCT_OPS(broken_select_cpu, struct task_struct *p, s32 prev_cpu, u64 w
 
 void BPF_STRUCT_OPS(broken_enqueue, struct task_struct *p, u64 enq_flags)
 {
+	if (is_held(p)) {
+		if (fault == FAULT_MASK) {
+			scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL_ON | held_cpu, slice_ns, enq_flags);
+			return;
+		}
+		if (fault == FAULT_WAIT && scx_bpf_dsq_nr_queued(HELD_DSQ) <= 0)
+			held_at = bpf_ktime_get_ns();
+		scx_bpf_dsq_insert(p, HELD_DSQ, slice_ns, enq_flags);
+		if (fault == FAULT_HOLD)
+			scx_bpf_kick_cpu(held_cpu, SCX_KICK_IDLE);
+		return;
+	}
 	/* Only one CPU can run it: it mustn't starve behind the held ones. */
 	if (p->nr_cpus_allowed == 1) {
 		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns, enq_flags);
-		return;
-	}
-	if (is_held(p)) {
-		scx_bpf_dsq_insert(p, HELD_DSQ, slice_ns, enq_flags);
-		scx_bpf_kick_cpu(held_cpu, SCX_KICK_IDLE);
 		return;
 	}
 	scx_bpf_dsq_insert(p, SHARED_DSQ, slice_ns, enq_flags);
@@ -65,8 +89,13 @@ void BPF_STRUCT_OPS(broken_enqueue, struct task_struct *p, u64 enq_flags)
 
 void BPF_STRUCT_OPS(broken_dispatch, s32 cpu, struct task_struct *prev)
 {
-	if (cpu == held_cpu && scx_bpf_dsq_move_to_local(HELD_DSQ, 0))
+	if (fault == FAULT_HOLD && cpu == held_cpu && scx_bpf_dsq_move_to_local(HELD_DSQ, 0))
 		return;
+	if (fault == FAULT_WAIT && bpf_ktime_get_ns() > held_at + delay_ns &&
+	    scx_bpf_dsq_move_to_local(HELD_DSQ, 0)) {
+		held_at = bpf_ktime_get_ns();
+		return;
+	}
 	scx_bpf_dsq_move_to_local(SHARED_DSQ, 0);
 }
 

@@ -1,0 +1,182 @@
+//! `cargo xtask reliability`: the page about faults, from the results of test runs.
+
+use crate::results::{self, Record};
+use crate::workspace;
+use anyhow::{Context, Result, ensure};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::fs;
+use std::path::PathBuf;
+
+/// What the page says whatever the results are.
+const PAGE: &str = include_str!("reliability.md");
+
+/// Write docs/reliability.md: what was tried, how often, and what was found.
+///
+/// The results are those that tests write while $MANYCORE_RESULTS names a folder.
+///
+/// Example:
+///   MANYCORE_RESULTS=/tmp/results cargo xtask test -- --include-ignored 6.12/t8
+///   cargo xtask reliability /tmp/results
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub struct Args {
+    /// Folders of results
+    #[arg(required = true)]
+    results: Vec<PathBuf>,
+    /// Where to write it
+    #[arg(long, short, default_value_os_t = workspace::root().join("docs/reliability.md"))]
+    output: PathBuf,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let mut records = Vec::new();
+    for dir in &args.results {
+        records.extend(results::read(dir)?);
+    }
+    records.retain(|record| record.fault && !record.was_not_run());
+    ensure!(!records.is_empty(), "no results about faults in there");
+    fs::write(&args.output, page(&records))
+        .with_context(|| format!("writing {}", args.output.display()))
+}
+
+fn page(records: &[Record]) -> String {
+    let versions: BTreeSet<_> = records.iter().map(|r| r.version.as_str()).collect();
+    let versions: Vec<_> = versions.into_iter().collect();
+    PAGE.replace("{versions}", &versions.join(", "))
+        .replace("{runs}", &records.len().to_string())
+        .replace("{bounds}", &bounds(records))
+        .replace("{checker}", &table(records, false))
+        .replace("{faults}", &table(records, true))
+        .replace("{failures}", &failures(records))
+}
+
+fn bounds(records: &[Record]) -> String {
+    let mut rows = BTreeMap::new();
+    for record in records {
+        if let (Some(scheduler), Some(bounds)) = (&record.scheduler, record.bounds) {
+            rows.entry(scheduler.as_str()).or_insert((bounds, None));
+        }
+    }
+    for record in records {
+        let waited = longest_wait(&record.message);
+        if let Some((_, most)) = record
+            .scheduler
+            .as_deref()
+            .and_then(|name| rows.get_mut(name))
+        {
+            *most = (*most).max(waited);
+        }
+    }
+    let mut text = String::from(
+        "| scheduler | no task waits for longer than | no CPU idles beside work for longer than | longest wait seen |\n\
+         |---|---|---|---|\n",
+    );
+    for (scheduler, (bounds, most)) in rows {
+        let most = most.map_or_else(|| "-".into(), |ms: u64| format!("{ms} ms"));
+        let _ = writeln!(
+            text,
+            "| {scheduler} | {} ms | {} ms | {most} |",
+            bounds.wait_ms, bounds.idle_ms
+        );
+    }
+    text
+}
+
+/// From a message of the checker's.
+fn longest_wait(message: &str) -> Option<u64> {
+    let (_, rest) = message.split_once("longest wait ")?;
+    rest.split_once(" ms")?.0.parse().ok()
+}
+
+/// A row for each case, a column for each scheduler and kernel.
+fn table(records: &[Record], of_schedulers: bool) -> String {
+    let records = records
+        .iter()
+        .filter(|r| r.scheduler.is_some() == of_schedulers);
+    let mut columns = BTreeSet::new();
+    let mut rows: BTreeMap<(&str, &str), BTreeMap<(String, &str), Vec<&Record>>> = BTreeMap::new();
+    for record in records {
+        let column = (
+            record.scheduler.clone().unwrap_or_default(),
+            record.guest.as_str(),
+        );
+        columns.insert(column.clone());
+        let row = rows.entry((&record.case, &record.what)).or_default();
+        row.entry(column).or_default().push(record);
+    }
+    let mut text = String::from("| case | what happens |");
+    for (scheduler, guest) in &columns {
+        let space = if scheduler.is_empty() { "" } else { " " };
+        let _ = write!(text, " {scheduler}{space}{guest} |");
+    }
+    let _ = write!(text, "\n|---|---|{}\n", "---|".repeat(columns.len()));
+    for ((case, what), row) in rows {
+        let _ = write!(text, "| `{case}` | {what} |");
+        for column in &columns {
+            let _ = write!(
+                text,
+                " {} |",
+                row.get(column).map(|runs| cell(runs)).unwrap_or_default()
+            );
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// `3 of 3, 215 ms`: runs that passed, and the longest wait of any of them.
+fn cell(runs: &[&Record]) -> String {
+    let passed = runs.iter().filter(|record| record.ok).count();
+    let waited = runs
+        .iter()
+        .filter_map(|record| longest_wait(&record.message))
+        .max();
+    let waited = waited.map(|ms| format!(", {ms} ms")).unwrap_or_default();
+    format!("{passed} of {}{waited}", runs.len())
+}
+
+fn failures(records: &[Record]) -> String {
+    let mut text = String::new();
+    for record in records.iter().filter(|record| !record.ok) {
+        let scheduler = record.scheduler.as_deref().unwrap_or("machine");
+        let first = record.message.lines().next().unwrap_or_default();
+        // A list of violations can be long.
+        let first: String = first.chars().take(300).collect();
+        let _ = writeln!(
+            text,
+            "- `{}`, {scheduler} on {} at {}: {first}",
+            record.case, record.guest, record.version
+        );
+    }
+    if text.is_empty() {
+        text.push_str("None.\n");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::tests::record;
+
+    #[test]
+    fn the_page_tells_runs_waits_and_failures() {
+        let waits = |ms: u64| {
+            format!("9 times; no violation, longest wait {ms} ms of 5000 (spin 7, CPU 1)")
+        };
+        let records = [
+            record("6.12/t8", "fault_rt", true, &waits(12)),
+            record("6.12/t8", "fault_rt", true, &waits(345)),
+            record("6.12/t8", "fault_rt", false, "1 violations: at 3 s\nmore"),
+        ];
+        let page = page(&records);
+        assert!(page.contains("| 2 of 3, 345 ms |"), "{page}");
+        assert!(
+            page.contains("| scx_rr | 5000 ms | 2000 ms | 345 ms |"),
+            "{page}"
+        );
+        assert!(page.contains("1 violations: at 3 s\n"), "{page}");
+        assert!(!page.contains('{'), "something was not filled in: {page}");
+    }
+}

@@ -1,0 +1,149 @@
+//! What test runs have written of each case (`tests/src/results.rs`), read and put into tables.
+
+use crate::cmd;
+use crate::workspace;
+use anyhow::{Context, Result};
+use comfy_table::Table;
+use serde::Deserialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+/// One run of a case.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Record {
+    pub version: String,
+    /// `6.12/t8`
+    pub guest: String,
+    pub scheduler: Option<String>,
+    pub case: String,
+    pub what: String,
+    pub fault: bool,
+    pub bounds: Option<Bounds>,
+    pub ok: bool,
+    pub message: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct Bounds {
+    pub wait_ms: u64,
+    pub idle_ms: u64,
+}
+
+impl Record {
+    /// Not of what was tested, but of a guest that had gone before its turn.
+    pub fn was_not_run(&self) -> bool {
+        self.message.starts_with("not run: ")
+    }
+}
+
+/// All of a folder, in the order in which they were written to each file.
+///
+/// # Errors
+/// If the folder or a file can't be read.
+pub fn read(dir: &Path) -> Result<Vec<Record>> {
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))? {
+        paths.push(
+            entry
+                .with_context(|| format!("reading {}", dir.display()))?
+                .path(),
+        );
+    }
+    paths.retain(|path| path.extension().is_some_and(|ext| ext == "jsonl"));
+    paths.sort();
+    let mut records = Vec::new();
+    for path in paths {
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        // A line that was cut off says nothing.
+        records.extend(
+            text.lines()
+                .filter_map(|line| serde_json::from_str(line).ok()),
+        );
+    }
+    Ok(records)
+}
+
+/// What is tested: the commit, and whether there is more than that. None if git does not say.
+pub fn version() -> Option<String> {
+    let mut git = Command::new("git");
+    git.args([
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=12",
+        "--match=none",
+    ])
+    .current_dir(workspace::root());
+    let text = cmd::output(&mut git).ok()?;
+    Some(text.trim().to_owned()).filter(|text| !text.is_empty())
+}
+
+/// A row for each case, a column for each guest; the last run of each counts.
+pub fn cells(records: &[Record]) -> Table {
+    let guests: BTreeSet<&str> = records.iter().map(|record| record.guest.as_str()).collect();
+    let mut rows: BTreeMap<(Option<&str>, &str), BTreeMap<&str, &Record>> = BTreeMap::new();
+    for record in records {
+        let row = (record.scheduler.as_deref(), record.case.as_str());
+        rows.entry(row).or_default().insert(&record.guest, record);
+    }
+    let mut table = crate::ui::table(["case"]);
+    let mut header = vec!["case"];
+    header.extend(&guests);
+    table.set_header(header);
+    for ((scheduler, case), row) in rows {
+        let name = match scheduler {
+            Some(scheduler) => format!("{scheduler}/{case}"),
+            None => case.to_owned(),
+        };
+        let mut cells = vec![name];
+        cells.extend(guests.iter().map(|guest| {
+            let cell = match row.get(guest) {
+                Some(record) if record.ok => "passed",
+                Some(record) if record.was_not_run() => "not run",
+                Some(_) => "FAILED",
+                None => "",
+            };
+            cell.to_owned()
+        }));
+        table.add_row(cells);
+    }
+    table
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    pub fn record(guest: &str, case: &str, ok: bool, message: &str) -> Record {
+        Record {
+            version: "1".into(),
+            guest: guest.into(),
+            scheduler: Some("scx_rr".into()),
+            case: case.into(),
+            what: "something happens".into(),
+            fault: true,
+            bounds: Some(Bounds {
+                wait_ms: 5000,
+                idle_ms: 2000,
+            }),
+            ok,
+            message: message.into(),
+        }
+    }
+
+    #[test]
+    fn the_last_run_counts() {
+        let records = [
+            record("6.12/t8", "loads", false, "wrong"),
+            record("6.12/t8", "loads", true, "fine"),
+            record("debian/t8", "loads", false, "wrong"),
+        ];
+        let table = cells(&records).to_string();
+        assert!(table.contains("scx_rr/loads"), "{table}");
+        assert_eq!(table.matches("passed").count(), 1, "{table}");
+        assert_eq!(table.matches("FAILED").count(), 1, "{table}");
+    }
+}
