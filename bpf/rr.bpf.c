@@ -42,6 +42,8 @@ UEI_DEFINE(uei);
 
 /* How long a task may run before it goes to the tail, in ns. */
 const volatile u64 slice_ns = 4000000;
+/* Tasks of other classes run beside ours. */
+const volatile bool partial = false;
 
 /*
  * So many pinned tasks may run on a CPU in a row before the domain's queue has
@@ -227,7 +229,8 @@ s32 BPF_STRUCT_OPS(rr_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake_
 	bool is_idle = false;
 	s32 cpu = scx_bpf_select_cpu_dfl(p, prev_cpu, wake_flags, &is_idle);
 
-	if (is_idle) {
+	/* With --partial it waits in a queue, where others find it: see lib/unserved.bpf.h. */
+	if (is_idle && !partial) {
 		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns, 0);
 		count(RR_DIRECT);
 	}

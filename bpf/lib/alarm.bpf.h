@@ -56,6 +56,8 @@ static int alarm_rings(void *map, u32 *key, struct cpu_alarm *alarm)
 	u64 now = scx_bpf_now(), in;
 
 	alarm->at = 0;
+	if (here_is_leaving())
+		return 0;
 	in = on_alarm(*key, now);
 	if (in)
 		set_alarm(*key, now, in);

@@ -77,6 +77,7 @@ impl Opts {
             .as_deref_mut()
             .context("the object has no read-only data")?;
         rodata.slice_ns = self.slice_us * 1000;
+        rodata.partial = self.common.partial;
         rodata.nr_cpu_ids = domains.nr_cpu_ids();
         rodata.nr_domains = domains.len();
         let maps = &mut skel.maps;
