@@ -311,8 +311,10 @@ static __always_inline bool replace(s32 cpu, struct task_struct *prev, struct cp
 		first = other;
 	if (time_after(prev->se.exec_start, cc->balance_at) && !class_is_urgent(first, mine)) {
 		cc->balance_at = prev->se.exec_start + slice_ns / 2;
-		if (balance(cc, seat))
+		if (balance(cc, seat)) {
+			settle(prev, seat->shard);
 			return true;
+		}
 	}
 	if (time_before(mine - class_head(cc->run.kind), first))
 		return false;

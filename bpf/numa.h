@@ -44,6 +44,7 @@ enum numa_event {
 	NUMA_HOME_KERNEL,	/* homes changed: where the kernel saw its memory */
 	NUMA_HOME_AFFINITY,	/* homes changed: it may not run at the old one */
 	NUMA_HOME_AWAY,		/* homes changed: it ran elsewhere for long */
+	NUMA_HOME_BALANCED,	/* homes changed: too many tasks at the old one */
 	NUMA_HOME_ORDERED,	/* homes changed: the daemon said so */
 	NUMA_NR_EVENTS,
 };

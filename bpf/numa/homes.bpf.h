@@ -141,6 +141,15 @@ static __noinline u32 home_of(struct task_struct *p __arg_trusted, struct task_c
 	return tc->home;
 }
 
+/* @p is given a home at @shard, as there are too many tasks where it has been. */
+static __always_inline void settle(struct task_struct *p, u32 shard)
+{
+	struct task_ctx *tc = lookup_task(p);
+
+	if (tc && !strict && tc->home != NO_HOME && may_live(p, shard))
+		set_home(tc, shard, NUMA_HOME_BALANCED);
+}
+
 /* @p ran @used ns on a CPU of this shard: account it to its home, and to its wish for another. */
 static __always_inline void account_home(struct task_struct *p, struct shard *sh, u32 shard,
 					 u64 used)

@@ -7,7 +7,7 @@
 #ifndef __NUMA_SEARCH_BPF_H
 #define __NUMA_SEARCH_BPF_H
 
-#include "numa/ctx.bpf.h"
+#include "numa/homes.bpf.h"
 
 /* Caches that a CPU which runs dry looks at in one node. */
 #define SHARDS_PER_NODE 3
@@ -128,29 +128,35 @@ static __noinline bool take_elsewhere(struct cpu_ctx *cc, struct seat *seat)
  * sleep would get less forever on a longer one. Once a slice, a CPU whose task
  * could go on compares its queue with one other, taking turns: with those of its
  * node, and every fourth time with one of another node. There it takes a whole
- * task more for each CPU: that much less is worth a move. A queue that is not
- * served at all is longer than any.
+ * task more for each CPU: that much less is worth a move, and a new home. A queue
+ * that is not served at all is longer than any.
  */
 static __noinline bool balance(struct cpu_ctx *cc, struct seat *seat)
 {
 	struct shard *sh = seat ? lookup_shard(seat->shard) : NULL, *other;
 	struct numa_node *n = sh ? lookup_node(sh->node) : NULL;
 	struct queue_ctx *own, *q;
-	u32 id, turn, margin, event = NUMA_DISP_NODE;
+	u32 id, turn, near, margin, event = NUMA_DISP_NODE;
+	struct task_struct *p;
 	s32 mine, theirs;
 
 	if (!cc || !n)
 		return false;
 	turn = cc->turn++;
 	margin = sh->nr_cpus / 4;
-	if (turn % 4 == 3 && n->nr_near && !strict) {
-		n = lookup_node(n->near[(turn / 4 % n->nr_near) & (NEAR_NODES - 1)]);
+	/* With one cache in its node there is nobody else to compare with. */
+	if ((turn % 4 == 3 || n->nr_shards == 1) && n->nr_near && !strict) {
+		if (n->nr_shards > 1)
+			turn /= 4;
+		near = turn % n->nr_near;
+		turn /= n->nr_near;
+		n = lookup_node(n->near[near & (NEAR_NODES - 1)]);
 		margin = sh->nr_cpus;
 		event = NUMA_DISP_REMOTE;
 	}
 	if (!n || !n->nr_shards)
 		return false;
-	id = n->first_shard + turn / 4 % n->nr_shards;
+	id = n->first_shard + turn % n->nr_shards;
 	other = lookup_shard(id);
 	if (!other || id == seat->shard)
 		return false;
@@ -163,6 +169,13 @@ static __noinline bool balance(struct cpu_ctx *cc, struct seat *seat)
 	if ((u64)theirs * sh->nr_cpus <= ((u64)mine + 1 + margin) * other->nr_cpus &&
 	    !is_unserved(q->served_at, q->queued_at, own->served_at))
 		return false;
+	if (event == NUMA_DISP_REMOTE) {
+		/* To stay: or it would go back after a slice, and nothing be evened out. */
+		bpf_for_each(scx_dsq, p, id, 0) {
+			settle(p, seat->shard);
+			break;
+		}
+	}
 	if (!take(cc, id, event))
 		return false;
 	count(NUMA_BALANCED);

@@ -133,6 +133,11 @@ pub struct Stats {
     )]
     pub home_away: u64,
     #[stat(
+        desc = "homes changed as the old one had more tasks for each CPU",
+        _unit = "tasks"
+    )]
+    pub home_balanced: u64,
+    #[stat(
         desc = "homes changed by the daemon, to even out nodes",
         _unit = "tasks"
     )]
@@ -193,6 +198,7 @@ impl Stats {
             home_kernel: count(event::numa_event_NUMA_HOME_KERNEL),
             home_affinity: count(event::numa_event_NUMA_HOME_AFFINITY),
             home_away: count(event::numa_event_NUMA_HOME_AWAY),
+            home_balanced: count(event::numa_event_NUMA_HOME_BALANCED),
             home_ordered: count(event::numa_event_NUMA_HOME_ORDERED),
             at_home_ns,
             away_ns,
