@@ -57,15 +57,15 @@ s32 BPF_STRUCT_OPS(numa_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wak
 	const struct class_entry *ce = class_of(p);
 	struct task_ctx *tc = lookup_task(p);
 	struct queue_ctx *q;
+	struct cpu_ctx *cc;
 	struct seat *seat;
 	struct shard *sh;
+	u64 enq_flags = 0;
 	s32 cpu;
 
 	if (!tc || tc->home == NO_HOME)
 		return prev_cpu;
 	if (wake_flags & SCX_WAKE_SYNC) {
-		struct cpu_ctx *cc;
-
 		cpu = bpf_get_smp_processor_id();
 		cc = lookup_cpu_ctx(cpu);
 		seat = lookup_seat(cpu);
@@ -77,8 +77,18 @@ s32 BPF_STRUCT_OPS(numa_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wak
 	}
 	cpu = claim_at_home(p, tc, prev_cpu);
 	if (cpu < 0 && class_stays_near(ce)) {
-		/* To interrupt what runs there. Its queue is that of its cache, so only those CPUs will do. */
+		/* Its queue is that of its cache, so only those CPUs will do. */
 		cpu = claim_batch_in_shard(p, tc->home, prev_cpu);
+		cc = cpu >= 0 ? lookup_cpu_ctx(cpu) : NULL;
+		seat = cc ? lookup_seat(cpu) : NULL;
+		q = seat ? lookup_queue(seat->shard) : NULL;
+		if (q && class_takes_over(&cc->run, fair_join(p, q->clock,
+							      clock_of(p, q, seat->shard)))) {
+			enq_flags = SCX_ENQ_PREEMPT;
+			count(NUMA_PREEMPTIONS);
+			count(NUMA_PREEMPT_BATCH);
+			goto direct;
+		}
 		if (cpu >= 0)
 			return cpu;
 	}
@@ -92,7 +102,7 @@ direct:
 	if (q)
 		p->scx.dsq_vtime = fair_marked(fair_join(p, q->clock, clock_of(p, q, seat->shard)),
 					       seat->shard, 0);
-	scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, class_slice(ce), 0);
+	scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, class_slice(ce), enq_flags);
 	return cpu;
 }
 

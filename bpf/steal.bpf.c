@@ -118,6 +118,7 @@ s32 BPF_STRUCT_OPS(steal_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wa
 {
 	const struct class_entry *ce = class_of(p);
 	struct cpu_ctx *cc;
+	u64 enq_flags = 0;
 	s32 cpu;
 
 	if (wake_flags & SCX_WAKE_SYNC) {
@@ -131,8 +132,15 @@ s32 BPF_STRUCT_OPS(steal_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wa
 	cpu = claim_near(p, prev_cpu, true);
 	if (cpu < 0 && class_stays_near(ce)) {
 		cpu = claim_batch_near(p, prev_cpu, SHARDS_PER_NODE);
+		cc = cpu >= 0 ? lookup_cpu_ctx(cpu) : NULL;
+		if (cc && class_takes_over(&cc->run, fair_join(p, cc->clock, clock_of(p, cc, cpu)))) {
+			enq_flags = SCX_ENQ_PREEMPT;
+			count(STEAL_PREEMPTIONS);
+			count(STEAL_PREEMPT_BATCH);
+			goto direct;
+		}
 		if (cpu >= 0)
-			return cpu;	/* to interrupt what runs there */
+			return cpu;
 	}
 	if (cpu < 0)
 		cpu = claim_far(p, prev_cpu);
@@ -145,7 +153,7 @@ direct:
 	if (cc)
 		p->scx.dsq_vtime = fair_marked(fair_join(p, cc->clock, clock_of(p, cc, cpu)),
 					       cpu, 0);
-	scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, class_slice(ce), 0);
+	scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, class_slice(ce), enq_flags);
 	return cpu;
 }
 

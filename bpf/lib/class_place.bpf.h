@@ -119,6 +119,18 @@ static __always_inline s64 class_patience(const struct run_ctx *run, u64 vtime, 
 	return patience(run, vtime, least, now);
 }
 
+/*
+ * May a woken task of the latency class, of virtual runtime @vtime, have the CPU
+ * of @run at once, past its queue? What runs there is looked at again, since the
+ * bit that led to it is a hint. By the time that the other gets there, it may be
+ * a third that is interrupted: then that one goes ahead of the queue again.
+ */
+static __always_inline bool class_takes_over(const struct run_ctx *run, u64 vtime)
+{
+	return has_classes && run->kind == CLASS_BATCH &&
+	       class_patience(run, vtime - LATENCY_HEAD_NS, HURRY_LATENCY, scx_bpf_now()) <= 0;
+}
+
 /* The CPU of this seat runs a task of this kind; CLASS_NORMAL if it is idle. */
 static __always_inline void class_runs(struct seat *seat, u32 kind)
 {
