@@ -434,8 +434,8 @@ const SECOND_KERNEL: Pick = Pick::AllBut(&[
     "stats_are_private",
     "topology_file",
 ]);
-/// Machines as nobody builds them.
-const ODD: Pick = Pick::Only(&["topology", "topo", "odd"]);
+/// Machines as nobody builds them. `topo` expects of a node that it has CPUs.
+const ODD: Pick = Pick::Only(&["topology", "odd"]);
 const MEASURED: Pick = Pick::Only(&["observe_waste"]);
 
 pub const GUESTS: &[Guest] = &[
