@@ -13,7 +13,7 @@ use manycore_tests::boot::{Space, need_kernel};
 use manycore_tests::machine::Machine;
 use manycore_tests::plan::{self, GUESTS, Guest, VIRTUAL_CLOCK};
 use manycore_tests::report::{Event, Outcome};
-use manycore_tests::results::{Record, passed_already};
+use manycore_tests::results::{NOT_RUN, Record, passed_already};
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -147,6 +147,8 @@ impl Booted {
         };
         let told = match &outcome {
             Ok(outcome) => Ok(outcome.clone()),
+            // What happens while it boots says nothing of the case.
+            Err(error) if !heard => Err(format!("{NOT_RUN}{error:#}")),
             Err(error) => Err(format!("{error:#}")),
         };
         if let Err(error) = Record::new(self.guest, case, &told).keep() {
@@ -169,7 +171,7 @@ impl Booted {
                     self.crashes += 1;
                     State::NotYet
                 } else {
-                    State::Down(format!("not run: in {case}, {why}"))
+                    State::Down(format!("{NOT_RUN}in {case}, {why}"))
                 };
                 Err(why.into())
             }

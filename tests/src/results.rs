@@ -18,6 +18,9 @@ pub const VERSION: &str = "MANYCORE_VERSION";
 /// Set if cases that this version has passed already are to be left out.
 pub const RESUME: &str = "MANYCORE_RESUME";
 
+/// What the message of a case begins with that was not run, since its guest had gone or never come.
+pub const NOT_RUN: &str = "not run: ";
+
 /// One run of a case.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {

@@ -89,19 +89,22 @@ fn longest_wait(message: &str) -> Option<u64> {
     rest.split_once(" ms")?.0.parse().ok()
 }
 
+/// A scheduler, if it is about one, and a guest.
+type Column<'a> = (&'a str, &'a str);
+
 /// A row for each case, a column for each scheduler and kernel.
 fn table(records: &[Record], of_schedulers: bool) -> String {
     let records = records
         .iter()
         .filter(|r| r.scheduler.is_some() == of_schedulers);
     let mut columns = BTreeSet::new();
-    let mut rows: BTreeMap<(&str, &str), BTreeMap<(String, &str), Vec<&Record>>> = BTreeMap::new();
+    let mut rows: BTreeMap<(&str, &str), BTreeMap<Column<'_>, Vec<&Record>>> = BTreeMap::new();
     for record in records {
         let column = (
-            record.scheduler.clone().unwrap_or_default(),
+            record.scheduler.as_deref().unwrap_or_default(),
             record.guest.as_str(),
         );
-        columns.insert(column.clone());
+        columns.insert(column);
         let row = rows.entry((&record.case, &record.what)).or_default();
         row.entry(column).or_default().push(record);
     }

@@ -106,7 +106,7 @@ fn list(json: bool) -> Result<()> {
         table.add_row([
             format!("{}{default}", t.name),
             t.cpus().to_string(),
-            format!("{} MiB", t.memory_mib * t.sockets),
+            format!("{} MiB", t.memory_mib()),
             t.summary.clone(),
         ]);
     }
