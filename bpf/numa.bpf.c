@@ -15,8 +15,9 @@
  *                             waited for longer than a move costs
  *
  * Home is where the task's memory must be (cpuset.mems, mempolicy), where the
- * kernel saw its memory, where its process is, or where it first ran, the first
- * of these that is known. It changes when the task has run elsewhere for long,
+ * kernel saw its memory, where its process is (if a CPU is idle there when it
+ * starts, or none elsewhere), or where it first ran, the first of these that is
+ * known. It changes when the task has run elsewhere for long,
  * when it may no longer run there, or when the daemon evens out nodes that have
  * been unequally busy for seconds. With --strict nobody ever leaves.
  *
@@ -92,6 +93,8 @@ s32 BPF_STRUCT_OPS(numa_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wak
 		if (cpu >= 0)
 			return cpu;
 	}
+	if (cpu < 0 && wake_flags & SCX_WAKE_FORK)
+		cpu = claim_new_home(p, tc);
 	if (cpu < 0)
 		return prev_cpu;
 	seat = lookup_seat(cpu);

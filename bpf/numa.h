@@ -41,6 +41,7 @@ enum numa_event {
 	NUMA_HOME_FIRST,	/* homes given: where the task first ran */
 	NUMA_HOME_INHERITED,	/* homes given: that of its process */
 	NUMA_HOME_MEMORY,	/* homes given: where its memory must be */
+	NUMA_HOME_WIDE,		/* homes changed: new, and no CPU was idle at that of its process */
 	NUMA_HOME_KERNEL,	/* homes changed: where the kernel saw its memory */
 	NUMA_HOME_AFFINITY,	/* homes changed: it may not run at the old one */
 	NUMA_HOME_AWAY,		/* homes changed: it ran elsewhere for long */

@@ -215,4 +215,32 @@ static __noinline s32 claim_at_home(struct task_struct *p __arg_trusted, struct 
 	return idle;
 }
 
+/*
+ * @p is a new thread, and no CPU is idle at the home of its process. If one is
+ * elsewhere, it starts there and stays: a process that is wider than its node
+ * would else send threads to and fro. Returns the CPU's id, or -EBUSY.
+ */
+static __noinline s32 claim_new_home(struct task_struct *p __arg_trusted, struct task_ctx *tc)
+{
+	struct numa_node *n = tc ? lookup_node(tc->node) : NULL;
+	struct seat *seat;
+	s32 idle;
+	u32 i;
+
+	if (!n || strict || memory_node(p) >= 0)
+		return -EBUSY;
+	bpf_for(i, 0, NEAR_NODES) {
+		if (i >= n->nr_near)
+			break;
+		idle = claim_in_node(p, n->near[i & (NEAR_NODES - 1)], NO_SHARD);
+		if (idle < 0)
+			continue;
+		seat = lookup_seat(idle);
+		if (seat)
+			set_home(tc, seat->shard, NUMA_HOME_WIDE);
+		return idle;
+	}
+	return -EBUSY;
+}
+
 #endif /* __NUMA_HOMES_BPF_H */

@@ -123,6 +123,11 @@ pub struct Stats {
     )]
     pub home_kernel: u64,
     #[stat(
+        desc = "homes of new threads elsewhere than their process's, where no CPU was idle",
+        _unit = "tasks"
+    )]
+    pub home_wide: u64,
+    #[stat(
         desc = "homes changed as the task may not run at the old one",
         _unit = "tasks"
     )]
@@ -196,6 +201,7 @@ impl Stats {
             home_inherited: count(event::numa_event_NUMA_HOME_INHERITED),
             home_memory: count(event::numa_event_NUMA_HOME_MEMORY),
             home_kernel: count(event::numa_event_NUMA_HOME_KERNEL),
+            home_wide: count(event::numa_event_NUMA_HOME_WIDE),
             home_affinity: count(event::numa_event_NUMA_HOME_AFFINITY),
             home_away: count(event::numa_event_NUMA_HOME_AWAY),
             home_balanced: count(event::numa_event_NUMA_HOME_BALANCED),
