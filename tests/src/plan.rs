@@ -274,7 +274,6 @@ pub const CASES: &[Case] = &[
         400,
         "a fork bomb within a limit of 150 tasks",
     ),
-    fault("fault_threads", 600, "2000 threads come, work and go"),
     fault(
         "fault_exec",
         400,

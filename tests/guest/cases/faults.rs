@@ -11,7 +11,7 @@ use rustix::thread::{gettid, sched_setaffinity};
 use std::fs;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -51,10 +51,6 @@ pub(crate) fn affinity(setting: &Setting) -> Result<String> {
 
 pub(crate) fn forks(setting: &Setting) -> Result<String> {
     under(setting, forks_for)
-}
-
-pub(crate) fn threads(setting: &Setting) -> Result<String> {
-    under(setting, threads_for)
 }
 
 pub(crate) fn exec(setting: &Setting) -> Result<String> {
@@ -292,88 +288,6 @@ fn forks_for(scene: &mut Scene, time: Duration) -> Result<String> {
         "the bomb did not reach its limit, but {peak} tasks"
     );
     Ok(format!("a fork bomb of {peak} tasks"))
-}
-
-/// Threads that are not waited for one by one as they start, as those of `Load` are, which takes minutes with thousands.
-struct Crowd {
-    stop: Arc<AtomicBool>,
-    threads: Vec<(Arc<AtomicU64>, JoinHandle<()>)>,
-}
-
-impl Crowd {
-    fn start(count: usize) -> Result<Self> {
-        let mut crowd = Self {
-            stop: Arc::new(AtomicBool::new(false)),
-            threads: Vec::with_capacity(count),
-        };
-        for _ in 0..count {
-            let stop = Arc::clone(&crowd.stop);
-            let rounds = Arc::new(AtomicU64::new(0));
-            let theirs = Arc::clone(&rounds);
-            let work = move || {
-                while !stop.load(Ordering::Relaxed) {
-                    theirs.fetch_add(1, Ordering::Relaxed);
-                    std::thread::sleep(Duration::from_millis(500));
-                }
-            };
-            let thread = std::thread::Builder::new()
-                .name("crowd".into())
-                .stack_size(64 * 1024)
-                .spawn(work)
-                .context("starting a thread")?;
-            crowd.threads.push((rounds, thread));
-        }
-        Ok(crowd)
-    }
-
-    /// Waits until each has run twice more.
-    fn check_progress(&self) -> Result<()> {
-        let rounds = || self.threads.iter().map(|(r, _)| r.load(Ordering::Relaxed));
-        let before: Vec<_> = rounds().collect();
-        let deadline = Instant::now() + TURN;
-        loop {
-            let stuck = rounds()
-                .zip(&before)
-                .filter(|(now, then)| *now < **then + 2);
-            let stuck = stuck.count();
-            if stuck == 0 {
-                return Ok(());
-            }
-            ensure!(
-                Instant::now() < deadline,
-                "{stuck} of {} threads made no progress within {} s",
-                before.len(),
-                TURN.as_secs()
-            );
-            std::thread::sleep(Duration::from_millis(100));
-        }
-    }
-}
-
-impl Drop for Crowd {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        for (_, thread) in self.threads.drain(..) {
-            // A panic in it was printed.
-            let _ = thread.join();
-        }
-    }
-}
-
-/// Thousands of threads come, work and go.
-fn threads_for(scene: &mut Scene, time: Duration) -> Result<String> {
-    const COUNT: usize = 2000;
-    let deadline = Instant::now() + time;
-    let mut times = 0;
-    while Instant::now() < deadline || times == 0 {
-        let crowd = Crowd::start(COUNT)?;
-        crowd.check_progress()?;
-        scene.check().context("beside many threads")?;
-        drop(crowd);
-        times += 1;
-    }
-    scene.check().context("after many threads")?;
-    Ok(format!("{times} times {COUNT} threads"))
 }
 
 /// Processes that only start programs, and end.
