@@ -25,17 +25,33 @@ struct {
 	__uint(max_entries, 1);		/* MAX_SHARES with shares, set at load */
 } shares SEC(".maps");
 
+/* The share that a CPU looked up last. Tasks that take turns are often of one cgroup. */
+struct last_share {
+	u64 cgroup;		/* the address: another at the same place has its share for SHARE_KEPT_NS at most */
+	u64 until;
+	u64 share;
+};
+
+#define SHARE_KEPT_NS	20000000
+
 /* The weight of @p with its cgroup's share, in units of 1 / SHARE_ONE. */
-static __always_inline u64 shared_weight(const struct task_struct *p)
+static __always_inline u64 shared_weight(const struct task_struct *p, struct last_share *last,
+					 u64 now)
 {
-	u64 weight = p->scx.weight, id;
+	u64 cgroup, id;
 	u32 *share;
 
 	if (!has_shares)
-		return weight * SHARE_ONE;
-	id = p->cgroups->dfl_cgrp->kn->id;
-	share = bpf_map_lookup_elem(&shares, &id);
-	return weight * (share ? *share : SHARE_ONE);
+		return (u64)p->scx.weight * SHARE_ONE;
+	cgroup = (u64)p->cgroups->dfl_cgrp;
+	if (cgroup != last->cgroup || time_after(now, last->until)) {
+		id = p->cgroups->dfl_cgrp->kn->id;
+		share = bpf_map_lookup_elem(&shares, &id);
+		last->cgroup = cgroup;
+		last->until = now + SHARE_KEPT_NS;
+		last->share = share ? *share : SHARE_ONE;
+	}
+	return p->scx.weight * last->share;
 }
 
 /* Tells the daemon which tasks run or wait. */

@@ -21,6 +21,7 @@ struct run_ctx {
 	u64 slice_ns;		/* for how long it may run: see lib/class_place.bpf.h */
 	u32 kind;		/* its class */
 	u64 skew;		/* scx_bpf_now() less the time of p->se.exec_start */
+	struct last_share share;
 };
 
 /* @p starts to run with this virtual runtime. */
@@ -28,7 +29,7 @@ static __always_inline void run_start(struct run_ctx *run, const struct task_str
 {
 	run->at = p->se.exec_start;
 	run->vtime = vtime;
-	run->weight = shared_weight(p);
+	run->weight = shared_weight(p, &run->share, run->at);
 }
 
 /* The virtual runtime of @p, which still runs. */
