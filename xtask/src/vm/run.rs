@@ -332,11 +332,22 @@ fn watch(spec: &Spec, dir: &RunDir, child: &mut Child, started: Instant) -> Resu
 
 fn died(dir: &RunDir) -> End {
     let console = fs::read(dir.console()).unwrap_or_default();
-    let panic = String::from_utf8_lossy(&console)
-        .lines()
-        .find_map(|line| line.split_once("Kernel panic - "))
-        .map(|(_, why)| why.trim().to_owned());
-    End::Died { panic }
+    End::Died {
+        panic: why_it_panicked(&String::from_utf8_lossy(&console)),
+    }
+}
+
+/// The message of the panic, and of the first oops before it, which says more.
+fn why_it_panicked(console: &str) -> Option<String> {
+    let after = |mark: &str| {
+        let line = console.lines().find_map(|line| line.split_once(mark));
+        line.map(|(_, text)| text.trim())
+    };
+    let panic = after("Kernel panic - ")?;
+    Some(match after("Oops: ") {
+        Some(oops) => format!("{panic} ({oops})"),
+        None => panic.to_owned(),
+    })
 }
 
 fn exit_code(status: &str) -> Option<u8> {
@@ -397,6 +408,21 @@ mod tests {
             let out = Command::new("sh").args(["-c", &script]).output().unwrap();
             assert_eq!(String::from_utf8(out.stdout).unwrap(), word);
         }
+    }
+
+    #[test]
+    fn a_panic_is_told_with_the_oops_before_it() {
+        let oops = "[ 1.0] Oops: int3: 0000 [#1] SMP NOPTI\n[ 1.1] CPU: 0\n";
+        let panic = "[ 1.2] Kernel panic - not syncing: Fatal exception in interrupt\n";
+        assert_eq!(
+            why_it_panicked(&format!("{oops}{panic}")).as_deref(),
+            Some("not syncing: Fatal exception in interrupt (int3: 0000 [#1] SMP NOPTI)")
+        );
+        assert_eq!(
+            why_it_panicked(panic).as_deref(),
+            Some("not syncing: Fatal exception in interrupt")
+        );
+        assert_eq!(why_it_panicked(oops), None);
     }
 
     #[test]
