@@ -151,11 +151,12 @@ static __noinline void kick_remote(struct task_struct *p __arg_trusted, u32 home
 /* A task of virtual runtime @vtime waits for @cpu: it interrupts what runs there, now or later. */
 static __always_inline void press(struct cpu_ctx *cc, s32 cpu, u64 vtime, u32 hurry, u64 now)
 {
-	s64 left = class_patience(&cc->run, vtime, hurry, now);
+	s64 left = class_patience(&cc->run, vtime, hurry_least(&cc->run, hurry), now);
 
 	if (left > 0) {
 		if (cc->hurry < hurry)
 			cc->hurry = hurry;
+		left = class_patience(&cc->run, vtime, alarm_least(&cc->run, hurry), now);
 		set_alarm(cpu, now, left);
 	} else if (hurry) {
 		scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
@@ -188,7 +189,7 @@ static u64 on_alarm(s32 cpu, u64 now)
 		cc->hurry = 0;	/* somebody else took it */
 		return 0;
 	}
-	left = class_patience(&cc->run, first, cc->hurry, now);
+	left = class_patience(&cc->run, first, alarm_least(&cc->run, cc->hurry), now);
 	if (left > 0)
 		return left;
 	scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
@@ -408,7 +409,7 @@ void BPF_STRUCT_OPS(numa_running, struct task_struct *p)
 	class_start(&cc->run, ce, cpu);
 	sync_start(&cc->sync);
 	if (cc->hurry || is_shard_queued(sh))
-		set_alarm(cpu, scx_bpf_now(), hurry_least(&cc->run, cc->hurry));
+		set_alarm(cpu, scx_bpf_now(), alarm_least(&cc->run, cc->hurry));
 }
 
 void BPF_STRUCT_OPS(numa_stopping, struct task_struct *p, bool runnable)

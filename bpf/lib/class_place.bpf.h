@@ -106,11 +106,21 @@ static __always_inline u64 hurry_least(const struct run_ctx *run, u32 hurry)
 	       preempt_ns / LATENCY_EAGER : preempt_ns;
 }
 
-/* patience() for one who waits in such a hurry. */
-static __always_inline s64 class_patience(const struct run_ctx *run, u64 vtime, u32 hurry, u64 now)
+/*
+ * The same for one whom only a timer can help. It lets the other run for longer:
+ * a switch for each one who waits would cost those that pass messages more than
+ * it gives, and a third of a slice is soon enough.
+ */
+static __always_inline u64 alarm_least(const struct run_ctx *run, u32 hurry)
 {
 	u64 least = hurry_least(run, hurry);
 
+	return hurry == HURRY_WOKEN && least < slice_ns / 3 ? slice_ns / 3 : least;
+}
+
+/* patience() for one who waits until what runs has run for @least. */
+static __always_inline s64 class_patience(const struct run_ctx *run, u64 vtime, u64 least, u64 now)
+{
 	if (has_classes)
 		vtime += class_head(run->kind);
 	/* At once, also if it is not sure that the other has begun. */
@@ -128,7 +138,8 @@ static __always_inline s64 class_patience(const struct run_ctx *run, u64 vtime, 
 static __always_inline bool class_takes_over(const struct run_ctx *run, u64 vtime)
 {
 	return has_classes && run->kind == CLASS_BATCH &&
-	       class_patience(run, vtime - LATENCY_HEAD_NS, HURRY_LATENCY, scx_bpf_now()) <= 0;
+	       class_patience(run, vtime - LATENCY_HEAD_NS,
+			      hurry_least(run, HURRY_LATENCY), scx_bpf_now()) <= 0;
 }
 
 /* The CPU of this seat runs a task of this kind; CLASS_NORMAL if it is idle. */
