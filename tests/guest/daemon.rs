@@ -70,12 +70,55 @@ pub(crate) fn wait_until_unloaded() -> Result<()> {
 /// A running daemon. Its standard error goes to a file, and to this process' own when it is over.
 #[derive(Debug)]
 pub(crate) struct Daemon {
-    child: Child,
+    process: Process,
     stdout: PathBuf,
     stderr: PathBuf,
 }
 
+#[derive(Debug)]
+enum Process {
+    Own(Child),
+    /// Somebody else's child, who ends it and learns how it ended.
+    Lent(Pid),
+}
+
+/// Set for cases that find a scheduler loaded: the daemon's process, and where its output goes, with spaces between.
+const LENT: &str = "MANYCORE_TEST_DAEMON";
+/// What the statistics' case wants to see of a daemon, and no other minds.
+const LENT_ARGS: &[&str] = &["--stats", "0.5", "--json"];
+
 impl Daemon {
+    /// The setting's scheduler, loaded: the one that is lent to this case, or its own.
+    pub(crate) fn lent(setting: &Setting) -> Result<Self> {
+        let Some(text) = std::env::var_os(LENT) else {
+            return Self::to_lend(setting);
+        };
+        let text = text.to_string_lossy();
+        let words: Vec<_> = text.split(' ').collect();
+        let &[pid, stdout, stderr] = words.as_slice() else {
+            bail!("{LENT} is {text:?}");
+        };
+        let pid = pid.parse().ok().and_then(Pid::from_raw);
+        let mut daemon = Self {
+            process: Process::Lent(pid.with_context(|| format!("{LENT} is {text:?}"))?),
+            stdout: stdout.into(),
+            stderr: stderr.into(),
+        };
+        daemon.check_alive()?;
+        Ok(daemon)
+    }
+
+    /// Starts one as cases find it that don't start their own.
+    pub(crate) fn to_lend(setting: &Setting) -> Result<Self> {
+        Self::start(setting, LENT_ARGS)
+    }
+
+    /// Lets this case find it.
+    pub(crate) fn lend_to(&self, case: &mut Command) {
+        let [out, err] = [self.stdout.display(), self.stderr.display()];
+        case.env(LENT, format!("{} {out} {err}", self.pid()));
+    }
+
     /// Starts the setting's scheduler and waits until it is loaded.
     pub(crate) fn start(setting: &Setting, args: &[&str]) -> Result<Self> {
         let scheduler = setting.scheduler()?;
@@ -100,7 +143,7 @@ impl Daemon {
                 );
                 return Ok(daemon);
             }
-            if let Some(status) = daemon.child.try_wait().context("waiting for a daemon")? {
+            if let Some(status) = daemon.ended()? {
                 bail!(
                     "{} {} ended with {status} instead of loading: {}",
                     scheduler.name,
@@ -133,7 +176,7 @@ impl Daemon {
             .spawn()
             .with_context(|| format!("starting {name}"))?;
         Ok(Self {
-            child,
+            process: Process::Own(child),
             stdout,
             stderr,
         })
@@ -141,11 +184,28 @@ impl Daemon {
 
     /// How it has ended, if it has.
     pub(crate) fn ended(&mut self) -> Result<Option<ExitStatus>> {
-        self.child.try_wait().context("waiting for a daemon")
+        match &mut self.process {
+            Process::Own(child) => child.try_wait().context("waiting for a daemon"),
+            Process::Lent(pid) => {
+                // A dead one stays until its parent has asked for it.
+                let path = format!("/proc/{}/stat", pid.as_raw_nonzero());
+                let stat = fs::read_to_string(path).unwrap_or_default();
+                let state = stat.rsplit_once(") ").map_or("Z", |(_, rest)| rest);
+                ensure!(!state.starts_with('Z'), "the daemon has ended");
+                Ok(None)
+            }
+        }
+    }
+
+    fn process_id(&self) -> Pid {
+        match &self.process {
+            Process::Own(child) => Pid::from_child(child),
+            Process::Lent(pid) => *pid,
+        }
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+        self.process_id().as_raw_nonzero().get().unsigned_abs()
     }
 
     pub(crate) fn stdout(&self) -> String {
@@ -158,7 +218,7 @@ impl Daemon {
 
     /// Fails if it has ended, or if its scheduler was thrown out.
     pub(crate) fn check_alive(&mut self) -> Result<()> {
-        if let Some(status) = self.child.try_wait().context("waiting for a daemon")? {
+        if let Some(status) = self.ended()? {
             bail!(
                 "the daemon has ended with {status}: {}",
                 self.stderr().trim_end()
@@ -174,7 +234,7 @@ impl Daemon {
 
     /// Sends a signal.
     pub(crate) fn send(&self, signal: Signal) -> Result<()> {
-        kill_process(Pid::from_child(&self.child), signal).context("signalling a daemon")
+        kill_process(self.process_id(), signal).context("signalling a daemon")
     }
 
     /// Sends a signal and waits for its end.
@@ -187,7 +247,7 @@ impl Daemon {
     pub(crate) fn wait(&mut self) -> Result<ExitStatus> {
         let deadline = Instant::now() + END;
         loop {
-            if let Some(status) = self.child.try_wait().context("waiting for a daemon")? {
+            if let Some(status) = self.ended()? {
                 return Ok(status);
             }
             ensure!(
@@ -199,9 +259,13 @@ impl Daemon {
         }
     }
 
-    /// Ends it as a user does, with Ctrl-C: it must end well, and the kernel's own scheduler be back.
+    /// Ends it as a user does, with Ctrl-C: it must end well, and the kernel's own scheduler be back. One that is lent
+    /// goes on.
     pub(crate) fn stop(mut self) -> Result<()> {
         self.check_alive()?;
+        if matches!(self.process, Process::Lent(_)) {
+            return Ok(());
+        }
         let status = self.signal(Signal::INT)?;
         ensure!(
             status.code() == Some(0),
@@ -214,9 +278,11 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // Ended by the case, or to be ended because the case failed.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let Process::Own(child) = &mut self.process {
+            // Ended by the case, or to be ended because the case failed.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
         eprint!("{}", self.stderr());
     }
 }

@@ -56,25 +56,27 @@ fn main() -> ExitCode {
     }
 }
 
+/// What the case of this name is told.
+fn setting(topology: &str, case: &str) -> Result<Setting> {
+    let scheduler = match case.split_once('/') {
+        Some((name, _)) => {
+            Some(plan::scheduler_named(name).with_context(|| format!("no scheduler {name}"))?)
+        }
+        None => None,
+    };
+    Ok(Setting {
+        topology: topology.to_owned(),
+        scheduler,
+    })
+}
+
 /// Runs a case in this process. What it found goes to standard output.
 fn one(topology: &str, name: &str) -> Result<()> {
-    let (scheduler, case) = match name.split_once('/') {
-        Some((scheduler, case)) => (
-            Some(
-                plan::scheduler_named(scheduler)
-                    .with_context(|| format!("no scheduler {scheduler}"))?,
-            ),
-            case,
-        ),
-        None => (None, name),
-    };
+    let case = name.rsplit('/').next().unwrap_or(name);
     let Some(function) = cases::function(case) else {
         bail!("no case {case}");
     };
-    let found = function(&Setting {
-        topology: topology.to_owned(),
-        scheduler,
-    })?;
+    let found = function(&setting(topology, name)?)?;
     println!("{found}");
     Ok(())
 }

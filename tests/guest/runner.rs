@@ -1,7 +1,8 @@
 //! Runs cases one after the other and reports each. A case is a process group of its own, so that one that hangs or
-//! dies takes nothing with it; after each, the machine must be as it was before.
+//! dies takes nothing with it; after each, the machine must be as it was before, but for a scheduler that the next finds
+//! loaded.
 
-use crate::daemon::State;
+use crate::daemon::{Daemon, State};
 use crate::kernel::Log;
 use anyhow::{Context, Result};
 use manycore_tests::plan;
@@ -17,13 +18,25 @@ use std::time::{Duration, Instant};
 const CLEAN_UP: Duration = Duration::from_secs(20);
 
 pub(crate) fn run(topology: &str, cases: &[&str]) -> Result<()> {
-    for case in cases {
+    let mut lent = None;
+    for (index, case) in cases.iter().enumerate() {
         tell(&Event::Start {
             case: (*case).to_owned(),
         })?;
-        tell(&Event::End(run_one(topology, case)?))?;
+        let next = cases.get(index + 1).copied();
+        tell(&Event::End(run_one(topology, case, next, &mut lent)?))?;
     }
     Ok(())
+}
+
+/// Whether the second of two cases goes on with the daemon that the first has found.
+fn goes_on_with(case: &str, next: Option<&str>) -> bool {
+    let scheduler = |case: &str| case.split('/').next().map(str::to_owned);
+    next.is_some_and(|next| {
+        plan::daemon_of(case) == plan::Daemon::Shared
+            && plan::daemon_of(next) != plan::Daemon::Own
+            && scheduler(case) == scheduler(next)
+    })
 }
 
 fn tell(event: &Event) -> Result<()> {
@@ -33,20 +46,99 @@ fn tell(event: &Event) -> Result<()> {
         .context("telling the host")
 }
 
-fn run_one(topology: &str, case: &str) -> Result<Outcome> {
+/// Runs a case, with the daemon that those before it have used if it is one of them, and leaves it to the next.
+fn run_one(
+    topology: &str,
+    case: &str,
+    next: Option<&str>,
+    lent: &mut Option<Daemon>,
+) -> Result<Outcome> {
     let started = Instant::now();
     let mut log = Log::open()?;
+    let shares = plan::daemon_of(case) != plan::Daemon::Own;
+    if shares && lent.is_none() {
+        match Daemon::to_lend(&crate::setting(topology, case)?) {
+            Ok(daemon) => *lent = Some(daemon),
+            Err(error) => {
+                let cleaned = clean_up(State::read()?.is_loaded());
+                let why = format!("{error:#}{}", cleaned.err().unwrap_or_default());
+                return Ok(outcome(case, Err(why), "", &log.text(), started));
+            }
+        }
+    }
+    let limit = limit_of(case);
+    let ran = run_process(topology, case, lent.as_ref(), limit, &mut log)?;
+    let verdict = judge(ran.ended, &ran.said, limit);
+    let left = leave(case, next, lent, &ran, verdict.is_ok());
+    let complaints = log.complaints(may_stall(case));
+    let verdict = verdict
+        .and_then(|()| {
+            if complaints.is_empty() {
+                Ok(())
+            } else {
+                Err(format!("the kernel complained: {}", complaints.join("; ")))
+            }
+        })
+        .and(left)
+        .map(|()| ran.found.trim().to_owned());
+    let kernel = format!("{}{}", log.text().trim_end(), ran.why_it_hung);
+    Ok(outcome(case, verdict, &ran.said, &kernel, started))
+}
+
+fn outcome(
+    case: &str,
+    verdict: Result<String, String>,
+    said: &str,
+    kernel: &str,
+    started: Instant,
+) -> Outcome {
+    Outcome {
+        case: case.to_owned(),
+        ok: verdict.is_ok(),
+        output: match &verdict {
+            Ok(_) => String::new(),
+            Err(_) => format!(
+                "--- the case and its schedulers said\n{}\n--- the kernel said\n{kernel}",
+                said.trim_end()
+            ),
+        },
+        message: verdict.unwrap_or_else(|why| why),
+        seconds: started.elapsed().as_secs_f64(),
+    }
+}
+
+/// What has become of a case's process.
+struct Ran {
+    /// None if it had to be killed.
+    ended: Option<ExitStatus>,
+    found: String,
+    said: String,
+    why_it_hung: String,
+    /// A scheduler was loaded when it ended.
+    loaded: bool,
+}
+
+fn run_process(
+    topology: &str,
+    case: &str,
+    lent: Option<&Daemon>,
+    limit: Duration,
+    log: &mut Log,
+) -> Result<Ran> {
+    let started = Instant::now();
     let [found_path, said_path] = ["found", "said"].map(|name| format!("/tmp/case-{name}"));
-    let mut child = Command::new(std::env::current_exe().context("finding this program")?)
+    let mut command = Command::new(std::env::current_exe().context("finding this program")?);
+    command
         .args(["case", topology, case])
         .stdin(std::process::Stdio::null())
         .stdout(File::create(&found_path).context("creating a file for the result")?)
         .stderr(File::create(&said_path).context("creating a file for the output")?)
-        .process_group(0)
-        .spawn()
-        .context("starting a case")?;
+        .process_group(0);
+    if let Some(daemon) = lent {
+        daemon.lend_to(&mut command);
+    }
+    let mut child = command.spawn().context("starting a case")?;
     let group = Pid::from_child(&child);
-    let limit = limit_of(case);
     let ended = loop {
         if let Some(status) = child.try_wait().context("waiting for a case")? {
             break Some(status);
@@ -56,46 +148,47 @@ fn run_one(topology: &str, case: &str) -> Result<Outcome> {
         }
         std::thread::sleep(Duration::from_millis(50));
     };
-    let seconds = started.elapsed().as_secs_f64();
-    let state = State::read();
-    let hung = ended
-        .is_none()
-        .then(|| crate::kernel::why_it_hangs(&mut log));
+    let why_it_hung = match ended {
+        Some(_) => String::new(),
+        None => crate::kernel::why_it_hangs(log),
+    };
+    let loaded = State::read().is_ok_and(|state| state.is_loaded());
     // Whatever the case left running.
     let _ = kill_process_group(group, Signal::KILL);
     let _ = child.wait();
-    let found = fs::read_to_string(&found_path).unwrap_or_default();
-    let said = fs::read_to_string(&said_path).unwrap_or_default();
-    let cleaned = clean_up(state.as_ref().is_ok_and(State::is_loaded));
-    let complaints = log.complaints(may_stall(case));
-    let verdict = judge(ended, &said, limit)
-        .and_then(|()| {
-            if complaints.is_empty() {
-                Ok(())
-            } else {
-                Err(format!("the kernel complained: {}", complaints.join("; ")))
-            }
-        })
-        .and(cleaned);
-    let output = match &verdict {
-        Ok(()) => String::new(),
-        Err(_) => format!(
-            "--- the case and its schedulers said\n{}\n--- the kernel said\n{}{}",
-            said.trim_end(),
-            log.text().trim_end(),
-            hung.unwrap_or_default()
-        ),
-    };
-    Ok(Outcome {
-        case: case.to_owned(),
-        ok: verdict.is_ok(),
-        message: match verdict {
-            Ok(()) => found.trim().to_owned(),
-            Err(why) => why,
-        },
-        output,
-        seconds,
+    Ok(Ran {
+        ended,
+        found: fs::read_to_string(&found_path).unwrap_or_default(),
+        said: fs::read_to_string(&said_path).unwrap_or_default(),
+        why_it_hung,
+        loaded,
     })
+}
+
+/// Sees to it that the next case finds the machine as it has to be: with the lent daemon at work, or with no scheduler.
+fn leave(
+    case: &str,
+    next: Option<&str>,
+    lent: &mut Option<Daemon>,
+    ran: &Ran,
+    passed: bool,
+) -> Result<(), String> {
+    let in_words = |error: anyhow::Error| format!("after the case: {error:#}");
+    if let Some(daemon) = lent {
+        if passed && goes_on_with(case, next) {
+            return daemon.check_alive().map_err(in_words);
+        }
+        if passed && plan::daemon_of(case) == plan::Daemon::Shared {
+            return lent.take().map_or(Ok(()), Daemon::stop).map_err(in_words);
+        }
+        // Ended by the case, or to be ended because the case failed.
+        drop(lent.take());
+        if !passed {
+            let _ = clean_up(true);
+            return Ok(());
+        }
+    }
+    clean_up(ran.loaded)
 }
 
 /// Whether a case, `NAME` or `SCHEDULER/NAME`, ends with its scheduler thrown out.

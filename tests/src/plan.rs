@@ -117,10 +117,23 @@ impl About {
     }
 }
 
+/// Whose daemon a case of a scheduler looks at. Loading one in an emulated guest takes as long as most cases do, so those
+/// that need no more than a loaded scheduler share one, which has then seen much by the time the last of them comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Daemon {
+    /// It starts its own; nothing is loaded before and after.
+    Own,
+    /// It finds one and leaves it loaded.
+    Shared,
+    /// It finds one and ends it.
+    Ended,
+}
+
 #[derive(Debug)]
 pub struct Case {
     pub name: &'static str,
     pub about: About,
+    pub daemon: Daemon,
     /// What happens in it, for the page about reliability. Empty for those that are not on it.
     pub what: &'static str,
     /// How long it may take in a guest, in seconds. It is there for cases that hang, so it is what none needs even on a
@@ -132,6 +145,7 @@ const fn machine(name: &'static str, limit_s: u64) -> Case {
     Case {
         name,
         about: About::Machine,
+        daemon: Daemon::Own,
         what: "",
         limit_s,
     }
@@ -141,8 +155,16 @@ const fn scheduler(name: &'static str, limit_s: u64) -> Case {
     Case {
         name,
         about: About::Scheduler,
+        daemon: Daemon::Own,
         what: "",
         limit_s,
+    }
+}
+
+const fn sharing(name: &'static str, limit_s: u64) -> Case {
+    Case {
+        daemon: Daemon::Shared,
+        ..scheduler(name, limit_s)
     }
 }
 
@@ -150,6 +172,7 @@ const fn checker(name: &'static str, limit_s: u64, what: &'static str) -> Case {
     Case {
         name,
         about: About::Checker,
+        daemon: Daemon::Own,
         what,
         limit_s,
     }
@@ -159,6 +182,7 @@ const fn fault(name: &'static str, limit_s: u64, what: &'static str) -> Case {
     Case {
         name,
         about: About::Fault,
+        daemon: Daemon::Own,
         what,
         limit_s,
     }
@@ -185,27 +209,10 @@ pub const CASES: &[Case] = &[
     // `state` and `root/ops` are right, and SIGINT brings EEVDF back while tasks go on.
     scheduler("loads", 400),
     scheduler("unloads_on_sigterm", 300),
-    scheduler("unloads_on_sigkill", 300),
-    // SIGSTOP: tasks go on, with the scheduler or without it, and its daemon says what happened.
-    scheduler("stopped_daemon", 500),
     // Each of its variants loads and serves everybody.
     scheduler("variants", 600),
-    // A second scheduler is refused and told the name of the first.
-    scheduler("refuses_a_second", 300),
     // Only tasks of the SCHED_EXT policy are its own, and they get by without the CPUs that others keep.
     scheduler("partial", 300),
-    // Four spinning threads a CPU: equal shares, nobody waits for long.
-    scheduler("fair", 400),
-    // The same with processes that nobody here wrote.
-    scheduler("stress_ng", 400),
-    // Short sleeps, forks and yields: all make progress.
-    scheduler("mixed", 400),
-    // No CPU idles while work waits.
-    scheduler("no_idle_cpu", 400),
-    // Masks hold while they change under load.
-    scheduler("affinity", 400),
-    // Totals grow, add up and are the same whoever asks.
-    scheduler("stats", 400),
     // OpenMetrics: well formed, counters only grow, and the same as the statistics.
     scheduler("metrics", 400),
     // The sockets are for root and a group only.
@@ -216,8 +223,28 @@ pub const CASES: &[Case] = &[
     scheduler("policy_daemon", 900),
     // A thousand cgroups that come and go have a class within a second, and leave none behind.
     scheduler("classes", 600),
+    // SIGSTOP: tasks go on, with the scheduler or without it, and its daemon says what happened.
+    sharing("stopped_daemon", 500),
+    // A second scheduler is refused and told the name of the first.
+    sharing("refuses_a_second", 300),
+    // Four spinning threads a CPU: equal shares, nobody waits for long.
+    sharing("fair", 400),
+    // The same with processes that nobody here wrote.
+    sharing("stress_ng", 400),
+    // Short sleeps, forks and yields: all make progress.
+    sharing("mixed", 400),
+    // No CPU idles while work waits.
+    sharing("no_idle_cpu", 400),
+    // Masks hold while they change under load.
+    sharing("affinity", 400),
+    // Totals grow, add up and are the same whoever asks.
+    sharing("stats", 400),
     // CPUs come and go under load.
-    scheduler("hotplug", 400),
+    sharing("hotplug", 400),
+    Case {
+        daemon: Daemon::Ended,
+        ..scheduler("unloads_on_sigkill", 300)
+    },
     // A CPU comes whose place could not be known at load.
     scheduler("unknown_cpu", 400),
     // Loads, serves with every CPU, counts and ends, also with every second CPU offline.
@@ -315,6 +342,17 @@ pub const CASES: &[Case] = &[
 /// The case of that name.
 pub fn case(name: &str) -> Option<&'static Case> {
     CASES.iter().find(|case| case.name == name)
+}
+
+/// Whose daemon a case, `NAME` or `SCHEDULER/NAME`, looks at. A scheduler that decides in its daemon goes with it, so
+/// each case has its own there.
+pub fn daemon_of(case_name: &str) -> Daemon {
+    let found = case_name.split_once('/').and_then(|(scheduler, name)| {
+        let scheduler = scheduler_named(scheduler)?;
+        let case = case(name)?;
+        (!scheduler.by_daemon).then_some(case.daemon)
+    });
+    found.unwrap_or(Daemon::Own)
 }
 
 /// The scheduler of that name.
@@ -533,6 +571,26 @@ mod tests {
                 case.name
             );
         }
+    }
+
+    #[test]
+    fn those_who_share_a_daemon_follow_each_other() {
+        for guest in GUESTS {
+            let cases = guest.cases();
+            for pair in cases.windows(2) {
+                let [before, after] = [&pair[0], &pair[1]].map(|name| daemon_of(name));
+                let same = pair[0].split('/').next() == pair[1].split('/').next();
+                // None that needs a machine without a scheduler is among them, so each scheduler is loaded for them once.
+                assert!(
+                    !(same && before == Daemon::Shared && after == Daemon::Own),
+                    "{}: {pair:?}",
+                    guest.name()
+                );
+            }
+        }
+        assert_eq!(daemon_of("scx_rr/fair"), Daemon::Shared);
+        assert_eq!(daemon_of("scx_pilot/fair"), Daemon::Own);
+        assert_eq!(daemon_of("topology"), Daemon::Own);
     }
 
     #[test]

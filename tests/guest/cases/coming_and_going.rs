@@ -20,7 +20,7 @@ fn own_tid() -> i32 {
 /// passed a point where none can be using an older one (RCU tasks), which takes half a minute with many that spin.
 fn some_load() -> Result<Load> {
     let mut load = Load::start(1, Work::Spin)?;
-    load.add(Load::start(online()?.len(), Work::Sleep)?);
+    load.add(Load::start(online()?.len().div_ceil(4), Work::Sleep)?);
     Ok(load)
 }
 
@@ -97,11 +97,11 @@ pub(crate) fn unloads_on_sigterm(setting: &Setting) -> Result<String> {
 }
 
 pub(crate) fn unloads_on_sigkill(setting: &Setting) -> Result<String> {
-    let mut daemon = Daemon::start(setting, &[])?;
+    let daemon = Daemon::lent(setting)?;
     let load = some_load()?;
     load.check_progress(TURN)?;
     let started = Instant::now();
-    daemon.signal(Signal::KILL)?;
+    daemon.send(Signal::KILL)?;
     back_to_normal(&load)?;
     let took = started.elapsed();
     // What the dead one left (a socket) must not be in the way of the next.
@@ -117,8 +117,8 @@ pub(crate) fn unloads_on_sigkill(setting: &Setting) -> Result<String> {
 pub(crate) fn stopped_daemon(setting: &Setting) -> Result<String> {
     /// The kernel's watchdog throws a scheduler out when a task has waited for 30 s, and looks every 15 s.
     const WATCHDOG: Duration = Duration::from_secs(60);
-    const WORKS_WITHOUT: Duration = Duration::from_secs(10);
-    let mut daemon = Daemon::start(setting, &[])?;
+    const WORKS_WITHOUT: Duration = Duration::from_secs(5);
+    let mut daemon = Daemon::lent(setting)?;
     let mut load = Load::start(2 * online()?.len(), Work::Spin)?;
     load.add(Load::start(online()?.len(), Work::Sleep)?);
     load.check_progress(TURN)?;
@@ -156,9 +156,9 @@ pub(crate) fn stopped_daemon(setting: &Setting) -> Result<String> {
 }
 
 pub(crate) fn hotplug(setting: &Setting) -> Result<String> {
-    const ROUNDS: usize = 3;
+    const ROUNDS: usize = 2;
     let started = Instant::now();
-    let mut daemon = Daemon::start(setting, &[])?;
+    let mut daemon = Daemon::lent(setting)?;
     let all = online()?;
     let last = *all.last().context("no CPU online")?;
     let mut load = Load::start(4 * all.len(), Work::Spin)?;

@@ -29,7 +29,7 @@ const LONGEST_GAP: Duration = Duration::from_secs(2);
 const TRIES: usize = 3;
 
 pub(crate) fn fair(setting: &Setting) -> Result<String> {
-    let daemon = Daemon::start(setting, &[])?;
+    let daemon = Daemon::lent(setting)?;
     let load = Load::start(4 * online()?.len(), Work::Spin)?;
     load.check_progress(TURN)?;
     // What the start has left uneven.
@@ -120,7 +120,7 @@ impl StressNg {
 }
 
 pub(crate) fn stress_ng(setting: &Setting) -> Result<String> {
-    let daemon = Daemon::start(setting, &[])?;
+    let daemon = Daemon::lent(setting)?;
     let count = 4 * online()?.len();
     let stress = StressNg::start(count)?;
     let deadline = Instant::now() + START;
@@ -163,7 +163,7 @@ pub(crate) fn stress_ng(setting: &Setting) -> Result<String> {
 }
 
 pub(crate) fn mixed(setting: &Setting) -> Result<String> {
-    let mut daemon = Daemon::start(setting, &[])?;
+    let mut daemon = Daemon::lent(setting)?;
     let cpus = online()?;
     let mut load = Load::start(cpus.len(), Work::Spin)?;
     for (work, count) in [
@@ -197,7 +197,7 @@ pub(crate) fn mixed(setting: &Setting) -> Result<String> {
 const IDLE: f64 = 0.05;
 
 pub(crate) fn no_idle_cpu(setting: &Setting) -> Result<String> {
-    let daemon = Daemon::start(setting, &[])?;
+    let daemon = Daemon::lent(setting)?;
     let cpus = online()?;
     let first = Cpus::from([*cpus.first().context("no CPU online")?]);
     let half: Cpus = cpus.iter().copied().take(cpus.len() / 2).collect();
@@ -250,7 +250,7 @@ fn idlest() -> Result<(usize, f64)> {
 }
 
 pub(crate) fn affinity(setting: &Setting) -> Result<String> {
-    let mut daemon = Daemon::start(setting, &[])?;
+    let mut daemon = Daemon::lent(setting)?;
     let cpus = online()?;
     let mut load = Load::start(3 * cpus.len(), Work::Spin)?;
     load.add(Load::start(cpus.len(), Work::Sleep)?);

@@ -116,7 +116,8 @@ pub(crate) fn are_served() -> bool {
 pub(crate) fn stats(setting: &Setting) -> Result<String> {
     let name = setting.scheduler()?.name;
     let cpus = online()?;
-    let daemon = Daemon::start(setting, &["--stats", "0.5", "--json"])?;
+    let daemon = Daemon::lent(setting)?;
+    let printed_before = daemon.stdout().lines().count();
     let mut client = connect()?;
     let first = Totals::read_by(&mut client)?;
     check_described(name, &first)?;
@@ -154,7 +155,7 @@ pub(crate) fn stats(setting: &Setting) -> Result<String> {
     );
     let quiet = check_exact(&mut client)?;
     check_monitors(monitors, &first, &quiet)?;
-    check_printed(&daemon, &first)?;
+    check_printed(&daemon, printed_before, &first)?;
     daemon.stop()?;
     Ok(format!(
         "{samples} answers add up; {} tasks were queued",
@@ -224,10 +225,14 @@ fn check_monitors(monitors: [Daemon; 2], first: &Totals, last: &Totals) -> Resul
 }
 
 /// So does `--stats`, from the scheduler's own process.
-fn check_printed(daemon: &Daemon, first: &Totals) -> Result<()> {
+fn check_printed(daemon: &Daemon, already: usize, first: &Totals) -> Result<()> {
     let text = daemon.stdout();
     let lines: Vec<_> = text.lines().collect();
-    ensure!(lines.len() >= 3, "--stats --json printed only {text:?}");
+    ensure!(
+        lines.len() >= already + 3,
+        "--stats --json printed only {} lines meanwhile",
+        lines.len().saturating_sub(already)
+    );
     let mut before: Option<Totals> = None;
     for line in lines {
         let now = Totals::parse(line)?;

@@ -69,7 +69,7 @@ pub(crate) fn refuses_bad_use(setting: &Setting) -> Result<String> {
 }
 
 pub(crate) fn refuses_a_second(setting: &Setting) -> Result<String> {
-    let mut first = Daemon::start(setting, &[])?;
+    let mut first = Daemon::lent(setting)?;
     let ops = State::read()?.ops.context("no name in root/ops")?;
     let load = Load::start(online()?.len(), Work::Spin)?;
     let second = run(setting.scheduler()?.name, &[], true)?;
