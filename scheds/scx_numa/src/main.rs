@@ -133,7 +133,7 @@ impl Instance for Scheduler<'_> {
     fn tick(&self) -> Result<()> {
         let maps = &self.skel.maps;
         if let Some(shares) = &self.shares {
-            shares.tick(&maps.shares)?;
+            shares.tick(&maps.shares);
         }
         self.orders.tick(
             &self.look()?.queued_at_node,

@@ -178,10 +178,10 @@ impl Instance for Scheduler<'_> {
     }
 
     fn tick(&self) -> Result<()> {
-        match &self.shares {
-            Some(shares) => shares.tick(&self.skel.maps.shares),
-            None => Ok(()),
+        if let Some(shares) = &self.shares {
+            shares.tick(&self.skel.maps.shares);
         }
+        Ok(())
     }
 
     fn detach(&mut self) -> UserExitInfo {

@@ -4,7 +4,7 @@
 mod factors;
 mod tree;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use libbpf_rs::{Iter, IterOpts, Link, MapCore, MapFlags, ProgramMut};
+use log::warn;
 
 use crate::cgroup_shares_intf::{MAX_SHARES, SHARE_ONE};
 use factors::{Group, factors};
@@ -62,6 +63,7 @@ impl ShareOpts {
 pub struct Shares {
     tasks: Link,
     follower: RefCell<Follower>,
+    failed: Cell<bool>,
 }
 
 impl Shares {
@@ -75,14 +77,23 @@ impl Shares {
                 .attach_iter_with_opts(IterOpts::None)
                 .context("attaching the iterator of tasks")?,
             follower: RefCell::new(Follower::below(Path::new(ROOT))),
+            failed: Cell::new(false),
         })
     }
 
-    /// Looks at the tasks and brings the map up to date. To be called about ten times a second.
-    ///
-    /// # Errors
-    /// If the iterator, the map or the cgroups can't be read or written.
-    pub fn tick(&self, map: &impl MapCore) -> Result<()> {
+    /// Looks at the tasks and brings the map up to date. To be called about ten times a second. If that fails, it is
+    /// logged, and shares stay as they are from then on.
+    pub fn tick(&self, map: &impl MapCore) {
+        if self.failed.get() {
+            return;
+        }
+        if let Err(err) = self.update(map) {
+            warn!("shares of cgroups stay as they are: {err:#}");
+            self.failed.set(true);
+        }
+    }
+
+    fn update(&self, map: &impl MapCore) -> Result<()> {
         let mut bytes = Vec::new();
         Iter::new(&self.tasks)
             .context("starting the iterator of tasks")?

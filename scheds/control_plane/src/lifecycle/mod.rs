@@ -58,7 +58,7 @@ pub trait Instance {
     /// If the kernel refuses.
     fn read(&self) -> Result<Reading>;
 
-    /// Called ten times a second or so while it schedules, for what a daemon does beside the scheduling. If it fails,
+    /// Called ten times a second at most while it schedules, however often statistics are asked for, for what a daemon does beside the scheduling. If it fails,
     /// that is logged, and it is not called again.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ use super::{Daemon, Instance, Stale};
 use crate::Topology;
 use crate::stats::{Printer, Reading, Record, Responder, Schema, Server, openmetrics};
 
-/// How often to look whether the kernel has ended the scheduler.
+/// How often to look whether the kernel has ended the scheduler, and to call its `tick`.
 const POLL: Duration = Duration::from_millis(100);
 /// How long a request for metrics may wait for its figures: loading a scheduler anew takes longer on big machines.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -189,7 +189,7 @@ impl<D: Daemon> Outlets<D> {
             .printer
             .as_ref()
             .map(|(_, interval)| Instant::now() + *interval);
-        let mut ticking = true;
+        let mut tick_at = Some(Instant::now());
         while !running.instance.exited() {
             let wait = print_at.map_or(POLL, |at| at.saturating_duration_since(Instant::now()));
             let wait = wait.min(POLL).min(running.due_in());
@@ -214,12 +214,15 @@ impl<D: Daemon> Outlets<D> {
                 recv(after(wait)) -> _ => {}
             }
             running.tick_policy();
-            if ticking && let Err(err) = running.instance.tick() {
-                warn!(
-                    "{}: the daemon's own work ends here, scheduling goes on: {err:#}",
-                    D::NAME
-                );
-                ticking = false;
+            if tick_at.is_some_and(|at| at <= Instant::now()) {
+                tick_at = Some(Instant::now() + POLL);
+                if let Err(err) = running.instance.tick() {
+                    warn!(
+                        "{}: the daemon's own work ends here, scheduling goes on: {err:#}",
+                        D::NAME
+                    );
+                    tick_at = None;
+                }
             }
             if print_at.is_some_and(|at| at <= Instant::now()) {
                 print_at = self.print(running);
