@@ -148,55 +148,6 @@ static __noinline void kick_remote(struct task_struct *p __arg_trusted, u32 home
 	}
 }
 
-/* A task of virtual runtime @vtime waits for @cpu: it interrupts what runs there, now or later. */
-static __always_inline void press(struct cpu_ctx *cc, s32 cpu, u64 vtime, u32 hurry, u64 now)
-{
-	s64 left = class_patience(&cc->run, vtime, hurry_least(&cc->run, hurry), now);
-
-	if (left > 0) {
-		if (cc->hurry < hurry)
-			cc->hurry = hurry;
-		left = class_patience(&cc->run, vtime, alarm_least(&cc->run, hurry), now);
-		set_alarm(cpu, now, left);
-	} else if (hurry) {
-		scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
-		count(NUMA_PREEMPTIONS);
-		if (hurry == HURRY_LATENCY && cc->run.kind == CLASS_BATCH)
-			count(NUMA_PREEMPT_BATCH);
-	}
-}
-
-/* Did the patience of the task on @cpu end? */
-static u64 on_alarm(s32 cpu, u64 now)
-{
-	struct cpu_ctx *cc = lookup_cpu_ctx(cpu);
-	struct seat *seat = lookup_seat(cpu);
-	u64 first = 0, pinned = 0;
-	bool any, any_pinned;
-	s64 left;
-
-	if (!cc || !seat)
-		return 0;
-	bpf_rcu_read_lock();
-	any = first_vtime(seat->shard, &first);
-	any_pinned = first_vtime(PINNED_DSQ(cpu), &pinned);
-	bpf_rcu_read_unlock();
-	if (any_pinned && (!any || time_before(pinned, first))) {
-		any = true;
-		first = pinned;
-	}
-	if (!any) {
-		cc->hurry = 0;	/* somebody else took it */
-		return 0;
-	}
-	left = class_patience(&cc->run, first, alarm_least(&cc->run, cc->hurry), now);
-	if (left > 0)
-		return left;
-	scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
-	count(NUMA_ALARMS);
-	return 0;
-}
-
 /* @p waits at shard @home: let somebody come for it who would not do so anyway. */
 static __always_inline void call_for(struct task_struct *p, struct task_ctx *tc, u32 home,
 				     struct shard *sh, s32 cpu, u32 kind)
@@ -279,7 +230,7 @@ void BPF_STRUCT_OPS(numa_enqueue, struct task_struct *p, u64 enq_flags)
 		call_for(p, tc, home, sh, cpu, kind);
 	}
 	if (pinned || here->node == sh->node)
-		press(cc, cpu, vtime, hurry_of(kind, enq_flags & SCX_ENQ_WAKEUP), now);
+		press(&cc->run, cpu, vtime, hurry_of(kind, enq_flags & SCX_ENQ_WAKEUP), now);
 }
 
 /* ---- dispatch ---------------------------------------------------------- */
@@ -289,7 +240,7 @@ static __noinline bool take_own(struct cpu_ctx *cc, s32 cpu, u32 shard)
 {
 	u64 pinned, free;
 
-	cc->hurry = 0;
+	cc->run.hurry = 0;
 	if (scx_bpf_dsq_nr_queued(PINNED_DSQ(cpu)) <= 0)
 		return take(cc, shard, NUMA_DISP_OWN);
 	if (first_vtime(PINNED_DSQ(cpu), &pinned) && first_vtime(shard, &free) &&
@@ -408,8 +359,8 @@ void BPF_STRUCT_OPS(numa_running, struct task_struct *p)
 	run_start(&cc->run, p, vtime);
 	class_start(&cc->run, ce, cpu);
 	sync_start(&cc->sync);
-	if (cc->hurry || is_shard_queued(sh))
-		set_alarm(cpu, scx_bpf_now(), alarm_least(&cc->run, cc->hurry));
+	if (cc->run.hurry || is_shard_queued(sh))
+		press_next(&cc->run, cpu);
 }
 
 void BPF_STRUCT_OPS(numa_stopping, struct task_struct *p, bool runnable)

@@ -185,49 +185,6 @@ static __always_inline void kick_idle_for(const struct task_struct *p, s32 cpu)
 	count(STEAL_KICKS);
 }
 
-/* A task of virtual runtime @vtime joined the queue of @cpu: it interrupts what runs there, now or later. */
-static __always_inline void press(struct cpu_ctx *cc, s32 cpu, u64 vtime, u32 hurry, u64 now)
-{
-	s64 left = class_patience(&cc->run, vtime, hurry_least(&cc->run, hurry), now);
-
-	if (left > 0) {
-		if (cc->hurry < hurry)
-			cc->hurry = hurry;
-		left = class_patience(&cc->run, vtime, alarm_least(&cc->run, hurry), now);
-		set_alarm(cpu, now, left);
-	} else if (hurry) {
-		scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
-		count(STEAL_PREEMPTIONS);
-		if (hurry == HURRY_LATENCY && cc->run.kind == CLASS_BATCH)
-			count(STEAL_PREEMPT_BATCH);
-	}
-}
-
-/* Did the patience of the task on @cpu end? */
-static u64 on_alarm(s32 cpu, u64 now)
-{
-	struct cpu_ctx *cc = lookup_cpu_ctx(cpu);
-	u64 first = 0;
-	bool any;
-	s64 left;
-
-	if (!cc || !cc->filled)
-		return 0;
-	bpf_rcu_read_lock();
-	any = first_vtime(cpu, &first);
-	bpf_rcu_read_unlock();
-	if (!any) {
-		cc->hurry = 0;	/* somebody else took it */
-		return 0;
-	}
-	left = class_patience(&cc->run, first, alarm_least(&cc->run, cc->hurry), now);
-	if (left > 0)
-		return left;
-	scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
-	count(STEAL_ALARMS);
-	return 0;
-}
-
 void BPF_STRUCT_OPS(steal_enqueue, struct task_struct *p, u64 enq_flags)
 {
 	s32 cpu = scx_bpf_task_cpu(p);
@@ -278,7 +235,7 @@ void BPF_STRUCT_OPS(steal_enqueue, struct task_struct *p, u64 enq_flags)
 		if (!(enq_flags & SCX_ENQ_WAKEUP))
 			kick_idle_for(p, cpu);
 	}
-	press(cc, cpu, vtime, hurry_of(kind, enq_flags & SCX_ENQ_WAKEUP), now);
+	press(&cc->run, cpu, vtime, hurry_of(kind, enq_flags & SCX_ENQ_WAKEUP), now);
 }
 
 /* ---- dispatch ---------------------------------------------------------- */
@@ -292,7 +249,7 @@ static __always_inline bool take_own(struct cpu_ctx *cc, s32 cpu, struct seat *s
 	}
 	count(STEAL_DISP_OWN);
 	cc->from_own = 1;
-	cc->hurry = 0;
+	cc->run.hurry = 0;
 	if (scx_bpf_dsq_nr_queued(cpu) <= 0) {
 		cc->filled = 0;
 		mark_drained(seat);
@@ -380,7 +337,7 @@ void BPF_STRUCT_OPS(steal_running, struct task_struct *p)
 	class_start(&cc->run, ce, cpu);
 	sync_start(&cc->sync);
 	if (cc->filled)
-		set_alarm(cpu, scx_bpf_now(), alarm_least(&cc->run, cc->hurry));
+		press_next(&cc->run, cpu);
 }
 
 void BPF_STRUCT_OPS(steal_stopping, struct task_struct *p, bool runnable)

@@ -20,6 +20,7 @@ struct run_ctx {
 	u64 weight;		/* shared_weight() then */
 	u64 slice_ns;		/* for how long it may run: see lib/class_place.bpf.h */
 	u32 kind;		/* its class */
+	u32 hurry;		/* of one that waits for its patience to end, enum hurry; others write it, too */
 	u64 skew;		/* scx_bpf_now() less the time of p->se.exec_start */
 	struct last_share share;
 };

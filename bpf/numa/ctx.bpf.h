@@ -11,10 +11,8 @@
 #include "lib/stats.bpf.h"
 #include "lib/fair_queue.bpf.h"
 #include "lib/shards.bpf.h"
-#include "lib/alarm.bpf.h"
 #include "lib/sync.bpf.h"
 #include "lib/unserved.bpf.h"
-#include "lib/class_place.bpf.h"
 
 /* How long a task has to wait, for each 10 of distance, to be taken to another node, in ns. */
 const volatile u64 remote_wait_ns = 500000;
@@ -51,14 +49,13 @@ static __always_inline struct task_ctx *lookup_task(struct task_struct *p)
 	return bpf_task_storage_get(&task_ctxs, p, NULL, 0);
 }
 
-/* What a CPU knows. Others read it, and write hint only. */
+/* What a CPU knows. Others read it, and write run.hurry and hint only. */
 struct cpu_ctx {
 	struct run_ctx run;	/* the task that runs */
 	u64 balance_at;		/* when to compare queues next */
 	u32 turn;		/* queue to compare the own one with next */
 	u32 hint;		/* 1 + the shard that whoever woke this CPU points to */
-	u16 hurry;		/* of one that waits for the running task's patience to end, enum hurry */
-	u16 from_own;		/* the next task was the first of its queue */
+	u32 from_own;		/* the next task was the first of its queue */
 	struct sync_ctx sync;
 } __attribute__((aligned(CACHE_PAIR)));
 
@@ -87,9 +84,38 @@ static __always_inline struct cpu_ctx *lookup_cpu_ctx(s32 cpu)
 	return bpf_map_lookup_elem(&cpu_ctxs, &key);
 }
 
+static __always_inline struct run_ctx *lookup_run(s32 cpu)
+{
+	struct cpu_ctx *cc = lookup_cpu_ctx(cpu);
+
+	return cc ? &cc->run : NULL;
+}
+
 static __always_inline struct queue_ctx *lookup_queue(u32 shard)
 {
 	return bpf_map_lookup_elem(&queue_ctxs, &shard);
 }
+
+/* Of those who are pinned to @cpu and those of its shard. */
+static __always_inline bool first_waiting(s32 cpu, u64 *vtime)
+{
+	struct seat *seat = lookup_seat(cpu);
+	u64 pinned = 0;
+	bool any;
+
+	if (!seat)
+		return false;
+	any = first_vtime(seat->shard, vtime);
+	if (first_vtime(PINNED_DSQ(cpu), &pinned) && (!any || time_before(pinned, *vtime))) {
+		*vtime = pinned;
+		any = true;
+	}
+	return any;
+}
+
+#define PRESS_PREEMPTED		NUMA_PREEMPTIONS
+#define PRESS_PREEMPTED_BATCH	NUMA_PREEMPT_BATCH
+#define PRESS_ALARM		NUMA_ALARMS
+#include "lib/press.bpf.h"
 
 #endif /* __NUMA_CTX_BPF_H */

@@ -11,17 +11,15 @@
 #include "lib/stats.bpf.h"
 #include "lib/fair_queue.bpf.h"
 #include "lib/shards.bpf.h"
-#include "lib/alarm.bpf.h"
 #include "lib/sync.bpf.h"
 #include "lib/unserved.bpf.h"
-#include "lib/class_place.bpf.h"
 
 /* How long a task has to wait, for each 10 of distance, to be taken to another node, in ns. */
 const volatile u64 remote_wait_ns = 50000;
 /* Tasks of other classes run beside ours: see lib/unserved.bpf.h. */
 const volatile bool partial = false;
 
-/* What a CPU knows; its queue has its id. Others read it, and write filled, queued_at, hurry and hint only. */
+/* What a CPU knows; its queue has its id. Others read it, and write filled, queued_at, run.hurry and hint only. */
 struct cpu_ctx {
 	u64 clock;		/* virtual time of its queue */
 	struct run_ctx run;	/* the task that runs */
@@ -32,7 +30,6 @@ struct cpu_ctx {
 	u32 after;		/* 1 + the CPU whose queue it was last time */
 	u32 hint;		/* 1 + the CPU that whoever woke this one points to */
 	u8 filled;		/* its queue may have tasks */
-	u8 hurry;		/* of one that waits there for the running task's patience to end, enum hurry */
 	u8 from_own;		/* the next task was the first of its queue */
 	struct sync_ctx sync;
 } __attribute__((aligned(CACHE_PAIR)));
@@ -45,5 +42,22 @@ static __always_inline struct cpu_ctx *lookup_cpu_ctx(s32 cpu)
 
 	return bpf_map_lookup_elem(&cpu_ctxs, &key);
 }
+
+static __always_inline struct run_ctx *lookup_run(s32 cpu)
+{
+	struct cpu_ctx *cc = lookup_cpu_ctx(cpu);
+
+	return cc ? &cc->run : NULL;
+}
+
+static __always_inline bool first_waiting(s32 cpu, u64 *vtime)
+{
+	return first_vtime(cpu, vtime);
+}
+
+#define PRESS_PREEMPTED		STEAL_PREEMPTIONS
+#define PRESS_PREEMPTED_BATCH	STEAL_PREEMPT_BATCH
+#define PRESS_ALARM		STEAL_ALARMS
+#include "lib/press.bpf.h"
 
 #endif /* __STEAL_CTX_BPF_H */

@@ -504,6 +504,8 @@ const SECOND_KERNEL: Pick = Pick::AllBut(&[
 ]);
 /// Machines as nobody builds them. `topo` expects of a node that it has CPUs.
 const ODD: Pick = Pick::Only(&["topology", "odd"]);
+/// The main ones, a short turn of each on one scheduler, once it is known that the checker sees who waits.
+const MAIN_FAULTS: Pick = Pick::Only(&["check_wait", "faults"]);
 const MEASURED: Pick = Pick::Only(&["observe_waste"]);
 
 pub const GUESTS: &[Guest] = &[
@@ -511,6 +513,7 @@ pub const GUESTS: &[Guest] = &[
     Guest::new("debian", "t8", SECOND_KERNEL),
     Guest::new("6.12", "t8", MEASURED).virtual_clock(),
     Guest::new("debian", "t8", MEASURED).virtual_clock(),
+    Guest::new("6.12", "t8", MAIN_FAULTS),
     Guest::new("6.12", "t2", QUICK),
     Guest::new("debian", "t2", QUICK),
     Guest::new("6.12", "t16-smt", SEVERAL_CACHES),

@@ -9,6 +9,7 @@
 pub mod cgroup_shares;
 pub mod classes;
 pub mod domains;
+pub mod fair;
 pub mod lifecycle;
 pub mod logging;
 pub mod options;

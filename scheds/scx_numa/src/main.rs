@@ -6,7 +6,6 @@ mod bpf_intf;
 mod bpf_skel;
 mod options;
 mod orders;
-mod setup;
 mod stats;
 
 use std::mem::MaybeUninit;
@@ -19,12 +18,12 @@ use control_plane::classes::ClassMap;
 use control_plane::lifecycle::attach_error;
 use control_plane::shards::Shards;
 use control_plane::stats::{Reading, sum};
-use control_plane::{CommonOpts, Daemon, Instance, Topology};
+use control_plane::{CommonOpts, Daemon, Instance, Topology, configure_fair};
 use libbpf_rs::{Link, MapHandle, OpenObject, ProgramInput};
 use log::info;
 use scx_utils::{UserExitInfo, scx_ops_attach, scx_ops_load, scx_ops_open, uei_exited, uei_read};
 
-use bpf_skel::{BpfSkel, BpfSkelBuilder, types};
+use bpf_skel::{BpfSkel, BpfSkelBuilder, OpenBpfSkel, types};
 use options::Opts;
 use orders::{Orders, times};
 
@@ -47,7 +46,7 @@ impl Daemon for Opts {
             "{} nodes, {} queues, slice {} us{}",
             shards.nodes().len(),
             shards.shards().len(),
-            self.slice_us,
+            self.fair.slice_us,
             if self.strict { ", strict" } else { "" }
         );
 
@@ -62,6 +61,7 @@ impl Daemon for Opts {
         let classes = MapHandle::try_from(&skel.maps.classes).context("the map of classes")?;
 
         let shares = self
+            .fair
             .shares
             .enabled()
             .then(|| Shares::new(&skel.progs.read_loads));
@@ -80,6 +80,27 @@ impl Daemon for Opts {
 
     fn stats(reading: &Reading) -> Self::Stats {
         stats::Stats::new(reading)
+    }
+}
+
+impl Opts {
+    /// Sets what can only be set before the object is loaded.
+    fn configure(&self, skel: &mut OpenBpfSkel<'_>, shards: &Shards) -> Result<()> {
+        configure_fair!(skel, numa_ops_mut, &self.fair, &self.common, shards);
+        let maps = &mut skel.maps;
+        let rodata = maps.rodata_data.as_deref_mut();
+        let rodata = rodata.context("the object has no read-only data")?;
+        rodata.remote_wait_ns = self.remote_wait_us * 1000;
+        rodata.rehome_ns = self.rehome_ms * 1_000_000;
+        rodata.strict = self.strict;
+        let nodes = shards.nodes().len() as u32;
+        maps.queue_ctxs
+            .set_max_entries(shards.shards().len() as u32)
+            .context("sizing the table of queues")?;
+        maps.move_orders
+            .set_max_entries(nodes)
+            .and_then(|()| maps.node_times.set_max_entries(nodes))
+            .context("sizing the tables of nodes")
     }
 }
 

@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use control_plane::CommonOpts;
-use control_plane::cgroup_shares::ShareOpts;
+use control_plane::fair::FairOpts;
 
 /// NUMA-local scheduler: every task has a home node and runs there, unless waiting there costs more than a move
 ///
@@ -11,19 +11,8 @@ use control_plane::cgroup_shares::ShareOpts;
 #[derive(Clone, Debug, Parser)]
 #[command(name = "scx_numa", disable_version_flag = true)]
 pub(crate) struct Opts {
-    /// How long a task may run while others wait, in microseconds, 100 to 100000
-    #[arg(short, long, value_name = "US", default_value_t = 3000, value_parser = clap::value_parser!(u64).range(100..=100_000))]
-    pub(crate) slice_us: u64,
-
-    /// How long a task runs before a woken one with a better claim may interrupt it, in microseconds, 0 to 100000: less
-    /// makes wakeups faster, and tasks that pass messages to each other slower, as they are switched more often
-    #[arg(long, value_name = "US", default_value_t = 300, value_parser = clap::value_parser!(u64).range(0..=100_000))]
-    pub(crate) preempt_us: u64,
-
-    /// How much a task that slept or had to wait may be ahead of the others in its queue, in microseconds, 0 to
-    /// 1000000
-    #[arg(long, value_name = "US", default_value_t = 3000, value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
-    pub(crate) credit_us: u64,
+    #[command(flatten)]
+    pub(crate) fair: FairOpts,
 
     /// How long a task must have waited at home before another node's idle CPU may take it, in microseconds for each 10
     /// of the firmware's distance beyond the local one, 0 to 1000000
@@ -38,9 +27,6 @@ pub(crate) struct Opts {
     /// Never run a task outside of its home node, even if CPUs idle elsewhere
     #[arg(long)]
     pub(crate) strict: bool,
-
-    #[command(flatten)]
-    pub(crate) shares: ShareOpts,
 
     #[command(flatten)]
     pub(crate) common: CommonOpts,

@@ -11,16 +11,14 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Parser;
 use control_plane::cgroup_shares::Shares;
-use control_plane::classes::{self, ClassMap};
+use control_plane::classes::ClassMap;
 use control_plane::lifecycle::attach_error;
-use control_plane::shards::{OpenTables, Shards};
+use control_plane::shards::Shards;
 use control_plane::stats::{Reading, sum};
-use control_plane::{CommonOpts, Daemon, Instance, Topology};
+use control_plane::{CommonOpts, Daemon, Instance, Topology, configure_fair};
 use libbpf_rs::{Link, MapHandle, OpenObject, ProgramInput};
 use log::info;
-use scx_utils::{
-    UserExitInfo, compat, scx_ops_attach, scx_ops_load, scx_ops_open, uei_exited, uei_read,
-};
+use scx_utils::{UserExitInfo, scx_ops_attach, scx_ops_load, scx_ops_open, uei_exited, uei_read};
 
 use bpf_skel::{BpfSkel, BpfSkelBuilder, OpenBpfSkel};
 use options::Opts;
@@ -44,7 +42,7 @@ impl Daemon for Opts {
             "{} shards on {} nodes, slice {} us",
             shards.shards().len(),
             shards.nodes().len(),
-            self.slice_us
+            self.fair.slice_us
         );
 
         let builder = BpfSkelBuilder::default();
@@ -58,6 +56,7 @@ impl Daemon for Opts {
         let classes = MapHandle::try_from(&skel.maps.classes).context("the map of classes")?;
 
         let shares = self
+            .fair
             .shares
             .enabled()
             .then(|| Shares::new(&skel.progs.read_loads));
@@ -81,57 +80,10 @@ impl Daemon for Opts {
 impl Opts {
     /// Sets what can only be set before the object is loaded.
     fn configure(&self, skel: &mut OpenBpfSkel<'_>, shards: &Shards) -> Result<()> {
-        let rodata = skel
-            .maps
-            .rodata_data
-            .as_deref_mut()
-            .context("the object has no read-only data")?;
-        rodata.slice_ns = self.slice_us * 1000;
-        rodata.preempt_ns = self.preempt_us * 1000;
-        rodata.credit_ns = self.credit_us * 1000;
+        configure_fair!(skel, steal_ops_mut, &self.fair, &self.common, shards);
+        let rodata = skel.maps.rodata_data.as_deref_mut();
+        let rodata = rodata.context("the object has no read-only data")?;
         rodata.remote_wait_ns = self.remote_wait_us * 1000;
-        rodata.partial = self.common.partial;
-        rodata.has_shares = self.shares.enabled();
-        rodata.nr_cpu_ids = shards.nr_cpu_ids();
-        rodata.nr_possible = shards.possible();
-        rodata.nr_shards = shards.shards().len() as u32;
-        rodata.nr_nodes = shards.nodes().len() as u32;
-        rodata.has_smt = shards.has_smt();
-        rodata.has_classes = self.common.policy.policy.is_some();
-        let maps = &mut skel.maps;
-        maps.cpu_ctxs
-            .set_max_entries(shards.nr_cpu_ids())
-            .context("sizing the table of CPUs")?;
-        maps.classes
-            .set_max_entries(classes::room(&self.common))
-            .and_then(|()| {
-                maps.batch_state
-                    .set_max_entries(shards.shards().len() as u32)
-            })
-            .context("sizing the tables of classes")?;
-        maps.alarms
-            .set_max_entries(shards.nr_cpu_ids())
-            .context("sizing the table of alarms")?;
-        maps.shares
-            .set_max_entries(self.shares.room())
-            .context("sizing the table of shares")?;
-        shards
-            .size(&mut OpenTables {
-                seats: &mut maps.seats,
-                shards: &mut maps.shards,
-                shard_state: &mut maps.shard_state,
-                nodes: &mut maps.nodes,
-                node_state: &mut maps.node_state,
-            })
-            .context("sizing the topology tables")?;
-
-        let ops = skel.struct_ops.steal_ops_mut();
-        ops.exit_dump_len = self.common.exit_dump_len;
-        // Flags that the running kernel doesn't know are 0.
-        ops.flags = *compat::SCX_OPS_ENQ_EXITING | *compat::SCX_OPS_ENQ_MIGRATION_DISABLED;
-        if self.common.partial {
-            ops.flags |= *compat::SCX_OPS_SWITCH_PARTIAL;
-        }
         Ok(())
     }
 }

@@ -1,0 +1,92 @@
+//! What policies with queues in the order of virtual runtime (`bpf/lib/fair_queue.bpf.h`) have in common: options, and what
+//! their BPF objects are told before they are loaded.
+
+use crate::cgroup_shares::ShareOpts;
+
+/// The options of such a policy.
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub struct FairOpts {
+    /// How long a task may run while others wait, in microseconds, 100 to 100000
+    #[arg(short, long, value_name = "US", default_value_t = 3000, value_parser = clap::value_parser!(u64).range(100..=100_000))]
+    pub slice_us: u64,
+
+    /// How long a task runs before a woken one with a better claim may interrupt it, in microseconds, 0 to 100000: less
+    /// makes wakeups faster, and tasks that pass messages to each other slower, as they are switched more often
+    #[arg(long, value_name = "US", default_value_t = 300, value_parser = clap::value_parser!(u64).range(0..=100_000))]
+    pub preempt_us: u64,
+
+    /// How much a task that slept or had to wait may be ahead of the others in its queue, in microseconds, 0 to
+    /// 1000000
+    #[arg(long, value_name = "US", default_value_t = 3000, value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
+    pub credit_us: u64,
+
+    #[command(flatten)]
+    pub shares: ShareOpts,
+}
+
+/// Sets in an open object `$skel`, whose operations are `$ops` (`steal_ops_mut`), what [`FairOpts`], [`CommonOpts`] and
+/// [`Shards`] say. In a function that returns [`anyhow::Result`]: it fails if libbpf refuses a size.
+///
+/// A macro, since each object's tables have types of their own, with the same names.
+///
+/// [`CommonOpts`]: crate::CommonOpts
+/// [`Shards`]: crate::shards::Shards
+#[macro_export]
+macro_rules! configure_fair {
+    ($skel:expr, $ops:ident, $fair:expr, $common:expr, $shards:expr) => {{
+        use ::anyhow::Context as _;
+        let (fair, common, shards): (
+            &$crate::fair::FairOpts,
+            &$crate::CommonOpts,
+            &$crate::shards::Shards,
+        ) = ($fair, $common, $shards);
+        let (cpus, queues) = (shards.nr_cpu_ids(), shards.shards().len() as u32);
+        let rodata = $skel
+            .maps
+            .rodata_data
+            .as_deref_mut()
+            .context("the object has no read-only data")?;
+        rodata.slice_ns = fair.slice_us * 1000;
+        rodata.preempt_ns = fair.preempt_us * 1000;
+        rodata.credit_ns = fair.credit_us * 1000;
+        rodata.partial = common.partial;
+        rodata.has_shares = fair.shares.enabled();
+        rodata.has_classes = common.policy.policy.is_some();
+        rodata.has_smt = shards.has_smt();
+        rodata.nr_cpu_ids = cpus;
+        rodata.nr_possible = shards.possible();
+        rodata.nr_shards = queues;
+        rodata.nr_nodes = shards.nodes().len() as u32;
+
+        let maps = &mut $skel.maps;
+        maps.cpu_ctxs
+            .set_max_entries(cpus)
+            .and_then(|()| maps.alarms.set_max_entries(cpus))
+            .context("sizing the tables of CPUs")?;
+        maps.shares
+            .set_max_entries(fair.shares.room())
+            .context("sizing the table of shares")?;
+        maps.classes
+            .set_max_entries($crate::classes::room(common))
+            .and_then(|()| maps.batch_state.set_max_entries(queues))
+            .context("sizing the tables of classes")?;
+        shards
+            .size(&mut $crate::shards::OpenTables {
+                seats: &mut maps.seats,
+                shards: &mut maps.shards,
+                shard_state: &mut maps.shard_state,
+                nodes: &mut maps.nodes,
+                node_state: &mut maps.node_state,
+            })
+            .context("sizing the topology tables")?;
+
+        let ops = $skel.struct_ops.$ops();
+        ops.exit_dump_len = common.exit_dump_len;
+        // Flags that the running kernel doesn't know are 0.
+        ops.flags = *::scx_utils::compat::SCX_OPS_ENQ_EXITING
+            | *::scx_utils::compat::SCX_OPS_ENQ_MIGRATION_DISABLED;
+        if common.partial {
+            ops.flags |= *::scx_utils::compat::SCX_OPS_SWITCH_PARTIAL;
+        }
+    }};
+}
