@@ -46,6 +46,22 @@ static __always_inline u64 clock_of(const struct task_struct *p, const struct cp
 	return other ? other->clock : cc->clock;
 }
 
+/* The same when @p starts to run, for one that was taken from another queue as if both clocks had gone alike. */
+static __always_inline u64 clock_it_left(const struct task_struct *p, const struct cpu_ctx *cc, s32 cpu)
+{
+	u64 vtime = p->scx.dsq_vtime;
+	struct cpu_ctx *other;
+
+	if (fair_frame(vtime) == cpu)
+		return cc->clock;
+	other = lookup_cpu_ctx(fair_frame(vtime));
+	if (!other)
+		return cc->clock;
+	if (!fair_is_queued(vtime))
+		return other->clock;
+	return other->clock + pace_ahead(&cc->pace, cc->clock, &other->pace, other->clock);
+}
+
 /* ---- wakeup ------------------------------------------------------------ */
 
 /*
@@ -265,14 +281,16 @@ static __always_inline bool replace(s32 cpu, struct task_struct *prev, struct cp
 				    struct seat *seat)
 {
 	u64 mine = run_vtime_now(&cc->run, prev);
-	u64 first = mine;
+	u64 first = mine, next;
 	bool any = first_vtime(cpu, &first);
 
+	pace_note(&cc->pace, cc->clock, prev->se.exec_start);
 	/* Time goes on for those who join while it runs. */
-	cc->clock = fair_clock(cc->clock, time_before(first, mine) ? first : mine);
+	next = time_before(first, mine) ? first : mine;
+	cc->clock = fair_clock(cc->clock, next);
 	if (time_after(prev->se.exec_start, cc->balance_at) && !class_is_urgent(first, mine)) {
 		cc->balance_at = prev->se.exec_start + slice_ns / 2;
-		if (balance(cc, cpu))
+		if (balance(cc, cpu, next))
 			return true;
 	}
 	if (!any || time_before(mine - class_head(cc->run.kind), first))
@@ -326,8 +344,9 @@ void BPF_STRUCT_OPS(steal_running, struct task_struct *p)
 
 	if (!cc)
 		return;
+	pace_note(&cc->pace, cc->clock, p->se.exec_start);
 	class_leave(p, class_kind(ce));
-	vtime = fair_marked(fair_join(p, cc->clock, clock_of(p, cc, cpu)), cpu, 0);
+	vtime = fair_marked(fair_join(p, cc->clock, clock_it_left(p, cc, cpu)), cpu, 0);
 	p->scx.dsq_vtime = vtime;
 	/* Who overtakes the queue must not take its clock along. */
 	if ((cc->from_own && !class_head(class_kind(ce))) || !cc->filled)

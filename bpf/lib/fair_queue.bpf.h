@@ -9,7 +9,7 @@
 #include "lib/fair.bpf.h"
 
 /* How long a task may run while others wait, in ns. */
-const volatile u64 slice_ns = 3000000;
+const volatile u64 slice_ns = 2000000;
 /* A running task is not interrupted for a woken one before it has run for this, in ns. */
 const volatile u64 preempt_ns = 300000;
 

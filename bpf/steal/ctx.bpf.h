@@ -11,6 +11,7 @@
 #include "lib/stats.bpf.h"
 #include "lib/fair_queue.bpf.h"
 #include "lib/shards.bpf.h"
+#include "lib/pace.bpf.h"
 #include "lib/sync.bpf.h"
 #include "lib/unserved.bpf.h"
 
@@ -22,11 +23,13 @@ const volatile bool partial = false;
 /* What a CPU knows; its queue has its id. Others read it, and write filled, queued_at, run.hurry and hint only. */
 struct cpu_ctx {
 	u64 clock;		/* virtual time of its queue */
+	struct pace pace;	/* how fast that goes */
 	struct run_ctx run;	/* the task that runs */
 	u64 queued_at;		/* when a free task came into the empty queue */
 	u64 served_at;		/* when this CPU last scheduled, roughly */
 	u64 balance_at;		/* when to compare queues next */
 	u32 turn;		/* where to find a queue to compare the own one with next */
+	u32 node_turn;		/* and in which node */
 	u32 after;		/* 1 + the CPU whose queue it was last time */
 	u32 hint;		/* 1 + the CPU that whoever woke this one points to */
 	u8 filled;		/* its queue may have tasks */

@@ -199,82 +199,161 @@ static __always_inline bool work_waits(struct seat *seat, s32 cpu)
 }
 
 /*
- * Keep queues about equally long: tasks that never sleep stay where they are, so
- * without this those on a longer queue would get a smaller share forever. Once
- * a slice, a CPU whose task could go on compares its queue with that of another
- * which has work, taking turns, and takes a task from a longer one.
- *
- * A difference of one is enough within a node, though that only passes the extra
- * task around: then each gets its share of the good places. Between nodes it
- * takes two, so that equal queues pass nothing to and fro. A queue that is not
- * served at all is longer than any.
+ * How much does a CPU gain in fairness by taking the first task of @victim, in ns:
+ * by how much that task is further behind than the one of virtual runtime @mine
+ * that would run here next, and a slice for each task by which its queue is the longer one.
  */
-static __noinline bool balance(struct cpu_ctx *cc, s32 cpu)
+static __always_inline s64 worth_of(const struct cpu_ctx *cc, s32 queued, u64 mine, u32 victim)
+{
+	struct cpu_ctx *vc = lookup_cpu_ctx(victim);
+	s32 theirs = scx_bpf_dsq_nr_queued(victim);
+	u64 first;
+
+	if (!vc || theirs <= 0 || !first_vtime(victim, &first))
+		return 0;
+	if (is_unserved(vc->served_at, vc->queued_at, cc->served_at))
+		return FAIR_LAG_MAX;
+	return (s64)(mine - cc->clock) - bounded_lag(first - vc->clock) +
+	       pace_ahead(&cc->pace, cc->clock, &vc->pace, vc->clock) +
+	       (theirs - queued) * (s64)slice_ns;
+}
+
+/* Does anybody wait in shard @id, elsewhere than at this seat? */
+static __always_inline bool waits_beside(const struct seat *seat, u32 id)
+{
+	struct shard_words *w = words_of_shard(id);
+	u64 own = id == seat->shard ? seat->bit : 0;
+	u32 k, word = seat->word & (SHARD_WORDS - 1);
+
+	if (!w)
+		return false;
+	if (PEEK(w->queued[word]) & ~own)
+		return true;
+	for (k = 0; k < SHARD_WORDS; k++)
+		if (k != word && PEEK(w->queued[k]))
+			return true;
+	return false;
+}
+
+/* A shard of @n other than @except where somebody waits, from number @from on, or NO_SHARD. */
+static __always_inline u32 waits_in_node(const struct numa_node *n, u32 node, u32 except, u32 from)
+{
+	struct node_words *nw = words_of_node(node);
+	u64 left = nw ? PEEK(nw->queued) : 0;
+
+	if (except != NO_SHARD)
+		left &= ~(1ULL << ((except - n->first_shard) & 63));
+	left = turned(left, from & 63);
+	return left ? n->first_shard + ((lowest(left) + from) & 63) : NO_SHARD;
+}
+
+/* Where to compare queues this time. */
+struct fair_look {
+	u32 shard;		/* or NO_SHARD */
+	u32 event;		/* to count if a task is taken from there */
+	s64 least;		/* what that has to be worth, ns */
+};
+
+/* In another node. It takes more than near, or equal queues would pass tasks to and fro. */
+static __always_inline void look_far(struct fair_look *look, struct cpu_ctx *cc,
+				     const struct numa_node *n, u32 from)
+{
+	struct numa_node *there;
+	u32 node;
+
+	if (!n->nr_near)
+		return;
+	node = n->near[cc->node_turn++ % n->nr_near & (NEAR_NODES - 1)];
+	there = lookup_node(node);
+	if (!there)
+		return;
+	look->event = STEAL_DISP_REMOTE;
+	look->least = slice_ns * 3 / 2;
+	look->shard = waits_in_node(there, node, NO_SHARD, from);
+}
+
+/*
+ * The own cache, every other time another one, now and then another node. Where
+ * nobody waits near, further away at once: there may be three tasks to a CPU while
+ * each has its own here.
+ */
+static __always_inline void look_where(struct fair_look *look, struct cpu_ctx *cc,
+				       const struct seat *seat, const struct shard *sh)
+{
+	struct numa_node *n = lookup_node(sh->node);
+	u32 turn = cc->turn++;
+	bool near = waits_beside(seat, seat->shard);
+
+	look->shard = NO_SHARD;
+	if (!n)
+		return;
+	if (turn % 8 == 7)
+		look_far(look, cc, n, turn / 2);
+	if (look->shard == NO_SHARD && n->nr_shards > 1 && (turn % 2 || !near)) {
+		look->event = STEAL_DISP_NODE;
+		look->least = slice_ns / 2;
+		look->shard = waits_in_node(n, sh->node, seat->shard, turn / 2);
+	}
+	if (look->shard == NO_SHARD && near) {
+		look->event = STEAL_DISP_LLC;
+		look->least = slice_ns / 2;
+		look->shard = seat->shard;
+	}
+	if (look->shard == NO_SHARD)
+		look_far(look, cc, n, turn / 2);
+}
+
+/*
+ * Even out who gets how much: tasks that never sleep stay where they are, so
+ * without this those on a longer queue would get a smaller share forever. Once a
+ * slice, a CPU whose task could go on compares its queue with a few others that
+ * have work, taking turns, and takes a task from where that is worth most.
+ *
+ * One task more is enough for that, unless the one that is next there has had more.
+ * So an extra task is passed around, and each gets its share of the good places. A
+ * queue that is not served at all is always worth it.
+ */
+static __noinline bool balance(struct cpu_ctx *cc, s32 cpu, u64 mine)
 {
 	struct seat *seat = lookup_seat(cpu);
 	struct shard *sh = seat ? lookup_shard(seat->shard) : NULL;
-	struct numa_node *n = sh ? lookup_node(sh->node) : NULL;
-	struct shard *other_sh;
-	struct node_words *nw;
+	struct fair_look look = {};
+	struct shard *other;
 	struct shard_words *w;
-	struct cpu_ctx *vc;
-	u32 turn, node, other, k, first, victim, event;
-	s32 mine, theirs, margin = 0;
+	u32 k, first, probe;
+	s32 queued;
 	u64 left;
 
-	if (!cc || !n)
+	if (!cc || !sh)
 		return false;
-	turn = cc->turn++;
-	node = sh->node;
-	other = seat->shard;
-	event = STEAL_DISP_LLC;
-	if (turn % 8 == 7 && n->nr_near) {
-		/* Now and then, a node. */
-		u32 slot = (turn / 8) % n->nr_near;
-
-		node = n->near[slot & (NEAR_NODES - 1)];
-		n = lookup_node(node);
-		if (!n)
-			return false;
-		margin = 1;
-		event = STEAL_DISP_REMOTE;
-	}
-	if (node != sh->node || (turn % 2 && n->nr_shards > 1)) {
-		/* Every other time, another cache. */
-		u32 from = (turn / 2) & 63;
-
-		nw = words_of_node(node);
-		left = nw ? turned(PEEK(nw->queued), from) : 0;
-		if (!left)
-			return false;
-		other = n->first_shard + ((lowest(left) + from) & 63);
-		if (node == sh->node && other != seat->shard)
-			event = STEAL_DISP_NODE;
-	}
-	other_sh = lookup_shard(other);
-	w = words_of_shard(other);
-	if (!other_sh || !w || !other_sh->nr_words)
+	look_where(&look, cc, seat, sh);
+	other = lookup_shard(look.shard);
+	w = words_of_shard(look.shard);
+	if (!other || !w || !other->nr_words)
 		return false;
-	k = (turn % other_sh->nr_words) & (SHARD_WORDS - 1);
+	k = (cc->turn % other->nr_words) & (SHARD_WORDS - 1);
 	left = PEEK(w->queued[k]);
-	if (other == seat->shard && k == seat->word)
+	if (look.shard == seat->shard && k == seat->word)
 		left &= ~seat->bit;
-	if (!left)
-		return false;
+	queued = scx_bpf_dsq_nr_queued(cpu);
 	first = cc->after & 63;
-	victim = other_sh->first_cpu[k] + ((lowest(turned(left, first)) + first) & 63);
-	cc->after = victim + 1;
+	left = turned(left, first);
+	bpf_for(probe, 0, PROBES_PER_SHARD) {
+		u32 victim;
 
-	mine = scx_bpf_dsq_nr_queued(cpu);
-	theirs = scx_bpf_dsq_nr_queued(victim);
-	vc = lookup_cpu_ctx(victim);
-	if (mine < 0 || !vc ||
-	    (theirs <= mine + margin && !is_unserved(vc->served_at, vc->queued_at, cc->served_at)))
-		return false;
-	if (!steal_from(cc, victim, event))
-		return false;
-	count(STEAL_BALANCED);
-	return true;
+		if (!left)
+			break;
+		victim = other->first_cpu[k] + ((lowest(left) + first) & 63);
+		left &= left - 1;
+		cc->after = victim + 1;
+		/* Ticks come to all CPUs at once: others may be faster. */
+		if (worth_of(cc, queued, mine, victim) > look.least &&
+		    steal_from(cc, victim, look.event)) {
+			count(STEAL_BALANCED);
+			return true;
+		}
+	}
+	return false;
 }
 
 #endif /* __STEAL_SEARCH_BPF_H */

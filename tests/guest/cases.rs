@@ -4,6 +4,7 @@ mod checker;
 mod coming_and_going;
 mod daemons;
 mod faults;
+mod latency;
 mod machine;
 mod metrics;
 mod observe;
@@ -51,6 +52,7 @@ pub(crate) fn function(name: &str) -> Option<Function> {
         "metrics" => metrics::metrics,
         "stats_are_private" => metrics::stats_are_private,
         "topology_file" => topo::topology_file,
+        "beside_batch" => latency::beside_batch,
         "odd" => odd::odd,
         "check_wait" => checker::wait,
         "check_idle" => checker::idle,

@@ -42,7 +42,8 @@ pub const SCHEDULERS: &[Scheduler] = &[
             &["--queues", "global", "--slice-us", "100000"],
         ],
         by_daemon: false,
-        left_out: &[],
+        // It knows no classes.
+        left_out: &["beside_batch"],
         bounds: BOUNDS,
     },
     Scheduler {
@@ -88,6 +89,7 @@ pub const SCHEDULERS: &[Scheduler] = &[
             "unknown_cpu",
             "policy_daemon",
             "classes",
+            "beside_batch",
         ],
         // Not claimed: faults are not tried on it.
         bounds: BOUNDS,
@@ -223,6 +225,8 @@ pub const CASES: &[Case] = &[
     scheduler("policy_daemon", 900),
     // A thousand cgroups that come and go have a class within a second, and leave none behind.
     scheduler("classes", 600),
+    // A latency service beside a batch job is woken as fast as alone, and stays on its node.
+    scheduler("beside_batch", 1800),
     // SIGSTOP: tasks go on, with the scheduler or without it, and its daemon says what happened.
     sharing("stopped_daemon", 500),
     // A second scheduler is refused and told the name of the first.
@@ -462,6 +466,7 @@ const EVERYTHING: Pick = Pick::AllBut(&[
     "policy",
     "policy_daemon",
     "classes",
+    "beside_batch",
     "unknown_cpu",
     "odd",
     "observe_waste",
@@ -480,6 +485,8 @@ const POLICY: Pick = Pick::Only(&["policy"]);
 const POLICY_DAEMON: Pick = Pick::Only(&["policy_daemon"]);
 /// On a virtual clock: how soon is about the daemon, not about the host.
 const CLASSES: Pick = Pick::Only(&["classes"]);
+/// On a virtual clock, or it would measure the host.
+const BESIDE_BATCH: Pick = Pick::Only(&["beside_batch"]);
 /// A restart in an emulated guest of 16 CPUs takes from seconds to minutes, by the host's load.
 const UNKNOWN_CPU: Pick = Pick::Only(&["unknown_cpu"]);
 const MANY_CPUS: Pick = Pick::Only(&["topology", "topo", "loads", "no_idle_cpu"]);
@@ -488,6 +495,7 @@ const SECOND_KERNEL: Pick = Pick::AllBut(&[
     "policy",
     "policy_daemon",
     "classes",
+    "beside_batch",
     "unknown_cpu",
     "odd",
     "observe_waste",
@@ -524,6 +532,13 @@ pub const GUESTS: &[Guest] = &[
     Guest::new("6.12", "t32", POLICY).full(),
     Guest::new("6.12", "t16-smt", POLICY_DAEMON).full(),
     Guest::new("6.12", "t8", CLASSES).virtual_clock().full(),
+    Guest::new("6.12", "t16-smt", BESIDE_BATCH)
+        .virtual_clock()
+        .full(),
+    Guest::new("6.12", "t32", BESIDE_BATCH)
+        .virtual_clock()
+        .full(),
+    Guest::new("6.12", "t32", POLICY_DAEMON).full(),
     Guest::new("6.12", "t16-smt", UNKNOWN_CPU).full(),
     Guest::new("debian", "t16-smt", SEVERAL_CACHES).full(),
     Guest::new("debian", "t32", MANY_CPUS).full(),

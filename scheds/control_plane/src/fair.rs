@@ -7,7 +7,7 @@ use crate::cgroup_shares::ShareOpts;
 #[derive(clap::Args, Clone, Copy, Debug)]
 pub struct FairOpts {
     /// How long a task may run while others wait, in microseconds, 100 to 100000
-    #[arg(short, long, value_name = "US", default_value_t = 3000, value_parser = clap::value_parser!(u64).range(100..=100_000))]
+    #[arg(short, long, value_name = "US", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(100..=100_000))]
     pub slice_us: u64,
 
     /// How long a task runs before a woken one with a better claim may interrupt it, in microseconds, 0 to 100000: less

@@ -69,7 +69,8 @@ fn in_force() -> Result<()> {
     classed(CLASSED)
 }
 
-fn classed(count: u64) -> Result<()> {
+/// Waits until so many cgroups are classed.
+pub(crate) fn classed(count: u64) -> Result<()> {
     wait_for("its classes are known", || {
         let now = Totals::read()?.0["classed_cgroups"];
         ensure!(now == count, "{now} cgroups are classed, not {count}");

@@ -1,0 +1,209 @@
+//! A latency service beside a batch job that saturates the machine.
+
+use crate::Setting;
+use crate::cases::policy::FILE;
+use crate::cases::policy_daemon::classed;
+use crate::cgroup::Cgroup;
+use crate::cpus::online;
+use crate::daemon::Daemon;
+use crate::procs::beside;
+use anyhow::{Context, Result, ensure};
+use manycore_tests::machine::Machine;
+use std::collections::BTreeSet;
+use std::fs;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// How much slower than alone the service may be woken, at the 99th percentile.
+const SLOWER: f64 = 1.3;
+const THREADS: usize = 8;
+/// Wakeups of each thread, one in a millisecond.
+const WAKEUPS: u32 = 400;
+/// Where the histogram ends, us.
+const LONGEST_US: u32 = 5000;
+
+/// Woken once a millisecond by a timer, on its node: how long does it take until it runs, alone and beside batch? A second
+/// service computes a little all the time. By the clock of the guest's own instructions.
+pub(crate) fn beside_batch(setting: &Setting) -> Result<String> {
+    let machine = Machine::read(&setting.topology)?;
+    let cpus = online()?.len();
+    let home = machine.cpus_of_node(1);
+    let text = format!(
+        "[[service]]\ncgroup = \"/quick\"\nclass = \"latency\"\ncpus = \"{}-{}\"\nmemory = \"local\"\n\
+         [[service]]\ncgroup = \"/steady\"\nclass = \"normal\"\n\
+         [[service]]\ncgroup = \"/slow\"\nclass = \"batch\"\nwidth = \"wide\"\n",
+        home.start,
+        home.end - 1
+    );
+    fs::write(FILE, text).context("writing a policy")?;
+    let [quick, steady, slow] = ["quick", "steady", "slow"].map(Cgroup::new);
+    let (quick, steady, slow) = (quick?, steady?, slow?);
+    let mut daemon = Daemon::start(setting, &["--policy", FILE])?;
+    classed(3)?;
+    let _steady = Running::start(steady.entering("stress-ng").args([
+        "--cpu",
+        "2",
+        "--cpu-load",
+        "20",
+        "--timeout",
+        "1000",
+    ]))?;
+    eprintln!("loaded");
+    let alone = measure(&quick)?;
+    eprintln!("p99 alone: {} us", alone.p99_us);
+    let spin = beside("spin")?;
+    let threads = (2 * cpus).to_string();
+    let batch = Running::start(slow.entering(&spin.to_string_lossy()).args([
+        "--threads",
+        &threads,
+        "--seconds",
+        "1000",
+    ]))?;
+    saturated(cpus)?;
+    eprintln!("saturated");
+    let beside = measure(&quick)?;
+    drop(batch);
+    daemon.check_alive()?;
+    daemon.stop()?;
+    for found in [&alone, &beside] {
+        ensure!(
+            found.seen_on.iter().all(|cpu| home.contains(cpu)),
+            "the service was seen on CPUs {:?}, not only on {home:?}",
+            found.seen_on
+        );
+    }
+    let ratio = f64::from(beside.p99_us) / f64::from(alone.p99_us.max(1));
+    let told = format!(
+        "p99 {} us alone, {} us beside {threads} threads of batch: {ratio:.2} times",
+        alone.p99_us, beside.p99_us
+    );
+    ensure!(ratio <= SLOWER, "{told} (allowed: {SLOWER})");
+    Ok(told)
+}
+
+/// A program in the background, killed when this goes.
+struct Running(Child);
+
+impl Running {
+    fn start(command: &mut Command) -> Result<Self> {
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .map(Self)
+            .context("starting a service")
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Waits until no CPU idles.
+fn saturated(cpus: usize) -> Result<()> {
+    let busy = || -> Result<usize> {
+        let shares = crate::cpus::idle_shares(Duration::from_millis(100))?;
+        Ok(shares.values().filter(|share| **share < 0.1).count())
+    };
+    for _ in 0..100 {
+        if busy()? == cpus {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("the batch job keeps {} of {cpus} CPUs busy", busy()?)
+}
+
+struct Found {
+    p99_us: u32,
+    seen_on: BTreeSet<usize>,
+}
+
+fn measure(cgroup: &Cgroup) -> Result<Found> {
+    // Its histogram is longer than a pipe.
+    let path = "/tmp/cyclictest";
+    let mut child = cgroup
+        .entering("cyclictest")
+        .args(["--policy=other", "-q", "-i", "1000", "-d", "125"])
+        .args(["-t", &THREADS.to_string(), "-l", &WAKEUPS.to_string()])
+        .args(["-h", &LONGEST_US.to_string()])
+        .stdin(Stdio::null())
+        .stdout(fs::File::create(path).context("creating a file for cyclictest")?)
+        .spawn()
+        .context("starting cyclictest")?;
+    let mut seen_on = BTreeSet::new();
+    let status = loop {
+        if let Some(status) = child.try_wait().context("waiting for cyclictest")? {
+            break status;
+        }
+        seen_on.extend(last_cpus(child.id()));
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    let text = fs::read_to_string(path).context("reading what cyclictest printed")?;
+    ensure!(status.success(), "cyclictest ended with {status}: {text}");
+    let p99_us = p99(&text).with_context(|| format!("cyclictest printed {text:?}"))?;
+    Ok(Found { p99_us, seen_on })
+}
+
+/// Where the threads of a process that measure are, or were last. The first one only waits for them.
+fn last_cpus(pid: u32) -> Vec<usize> {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return Vec::new();
+    };
+    let own = pid.to_string();
+    entries
+        .flatten()
+        .filter(|entry| entry.file_name() != own.as_str())
+        .filter_map(|entry| {
+            let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+            // PID (NAME) STATE ...: the CPU is the 39th field.
+            let (_, rest) = stat.rsplit_once(')')?;
+            rest.split_whitespace().nth(36)?.parse().ok()
+        })
+        .collect()
+}
+
+/// The 99th percentile of a histogram of cyclictest's, us: lines of a latency and how many wakeups of each thread had it.
+fn p99(text: &str) -> Option<u32> {
+    let mut counts: Vec<(u32, u64)> = Vec::new();
+    for line in text.lines() {
+        let (key, threads) = match line.strip_prefix("# Histogram Overflows:") {
+            Some(threads) => (LONGEST_US, threads),
+            None if line.starts_with('#') => continue,
+            None => match line.split_once(char::is_whitespace) {
+                Some((key, threads)) => match key.parse() {
+                    Ok(key) => (key, threads),
+                    Err(_) => continue,
+                },
+                None => continue,
+            },
+        };
+        let sum = threads.split_whitespace().map(str::parse::<u64>).sum();
+        counts.push((key, Result::ok(sum)?));
+    }
+    counts.sort_unstable();
+    let total: u64 = counts.iter().map(|(_, count)| count).sum();
+    let rank = (total * 99).div_ceil(100).max(1);
+    let mut seen = 0;
+    counts.iter().find_map(|(latency, count)| {
+        seen += count;
+        (seen >= rank).then_some(*latency)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_99th_percentile_of_a_histogram_is_found() {
+        let text = "# /dev/cpu_dma_latency set to 0us\n000000 000000\t000000\n000005 000099\t000090\n\
+                    000009 000001\t000008\n# Total: 100 98\n# Histogram Overflows: 00000 00002\n";
+        // Of 200, two are longer than all that is shown, and the third longest is 9.
+        assert_eq!(p99(text), Some(9));
+        assert_eq!(p99("000007 000100\n000008 000001\n"), Some(7));
+        assert_eq!(p99("WARN: stat /dev/cpu_dma_latency failed\n"), None);
+    }
+}
