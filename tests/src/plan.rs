@@ -544,6 +544,8 @@ pub const GUESTS: &[Guest] = &[
     Guest::new("debian", "t32", MANY_CPUS).full(),
     Guest::new("6.12", "t8", Pick::Faults).full(),
     Guest::new("debian", "t8", Pick::Faults).full(),
+    Guest::new("6.12", "t32", Pick::Faults).full(),
+    Guest::new("debian", "t32", Pick::Faults).full(),
     Guest::new("6.12", "t1", ODD).full(),
     Guest::new("6.12", "t4-memory", ODD).full(),
     Guest::new("6.12", "t6-absent", ODD).full(),

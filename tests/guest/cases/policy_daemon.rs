@@ -48,7 +48,12 @@ pub(crate) fn policy_daemon(setting: &Setting) -> Result<String> {
 
     check_killed(setting, &world, &text, &before).context("kill -9")?;
     check_thrown_out(setting, &world, &text, &before).context("thrown out by the kernel")?;
-    let restarts = check_restarted(setting, &world, &text, &before).context("a CPU that came")?;
+    // With one cache in a node, the place of a CPU that was offline is known.
+    let restarts = if machine.dies > 1 {
+        check_restarted(setting, &world, &text, &before).context("a CPU that came")?
+    } else {
+        0
+    };
     Ok(format!(
         "followed, reloaded, and undone after SIGTERM, kill -9 and SysRq-S; kept over {restarts} restarts"
     ))
