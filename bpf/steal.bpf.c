@@ -49,17 +49,12 @@ static __always_inline u64 clock_of(const struct task_struct *p, const struct cp
 /* The same when @p starts to run, for one that was taken from another queue as if both clocks had gone alike. */
 static __always_inline u64 clock_it_left(const struct task_struct *p, const struct cpu_ctx *cc, s32 cpu)
 {
-	u64 vtime = p->scx.dsq_vtime;
-	struct cpu_ctx *other;
+	u64 vtime = p->scx.dsq_vtime, from = clock_of(p, cc, cpu);
+	struct cpu_ctx *other = NULL;
 
-	if (fair_frame(vtime) == cpu)
-		return cc->clock;
-	other = lookup_cpu_ctx(fair_frame(vtime));
-	if (!other)
-		return cc->clock;
-	if (!fair_is_queued(vtime))
-		return other->clock;
-	return other->clock + pace_ahead(&cc->pace, cc->clock, &other->pace, other->clock);
+	if (fair_frame(vtime) != cpu && fair_is_queued(vtime))
+		other = lookup_cpu_ctx(fair_frame(vtime));
+	return other ? from + pace_ahead(&cc->pace, cc->clock, &other->pace, other->clock) : from;
 }
 
 /* ---- wakeup ------------------------------------------------------------ */

@@ -50,7 +50,7 @@ struct hunt {
 };
 
 /* Has the first task of @victim waited long enough to be taken that far? */
-static __always_inline bool worth_it(u32 victim, u64 wait_ns)
+static __always_inline bool has_waited(u32 victim, u64 wait_ns)
 {
 	struct cpu_ctx *vc = lookup_cpu_ctx(victim);
 
@@ -87,7 +87,7 @@ static __noinline bool steal_in_shard(struct cpu_ctx *cc, u32 id, const struct h
 				break;
 			victim = first + ((lowest(left) + from) & 63);
 			left &= left - 1;
-			if (victim != h->cpu && worth_it(victim, h->wait_ns) &&
+			if (victim != h->cpu && has_waited(victim, h->wait_ns) &&
 			    steal_from(cc, victim, h->event))
 				return true;
 		}
@@ -307,7 +307,7 @@ static __always_inline void look_where(struct fair_look *look, struct cpu_ctx *c
  * Even out who gets how much: tasks that never sleep stay where they are, so
  * without this those on a longer queue would get a smaller share forever. Once a
  * slice, a CPU whose task could go on compares its queue with a few others that
- * have work, taking turns, and takes a task from where that is worth most.
+ * have work, taking turns, and takes the first task that is worth it.
  *
  * One task more is enough for that, unless the one that is next there has had more.
  * So an extra task is passed around, and each gets its share of the good places. A
