@@ -176,7 +176,13 @@ fn leave(
     let in_words = |error: anyhow::Error| format!("after the case: {error:#}");
     if let Some(daemon) = lent {
         if passed && goes_on_with(case, next) {
-            return daemon.check_alive().map_err(in_words);
+            let alive = daemon.check_alive().map_err(in_words);
+            if alive.is_err() {
+                // The next starts one anew.
+                drop(lent.take());
+                let _ = clean_up(true);
+            }
+            return alive;
         }
         if passed && plan::daemon_of(case) == plan::Daemon::Shared {
             return lent.take().map_or(Ok(()), Daemon::stop).map_err(in_words);

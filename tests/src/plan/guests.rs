@@ -1,0 +1,202 @@
+//! Which machines are booted, and which cases run there.
+
+use super::{About, CASES, SCHEDULERS};
+
+/// A machine to boot, and what to look at in it.
+#[derive(Debug)]
+pub struct Guest {
+    pub kernel: &'static str,
+    pub topology: &'static str,
+    /// Part of the full set only: `--ignored` or `--include-ignored` runs it.
+    pub full: bool,
+    /// Its CPUs advance by their own instructions: what is measured there is exact, however busy this machine is. But a
+    /// second says nothing about what the host takes to serve a file, so nothing may give up after some time.
+    pub virtual_clock: bool,
+    pub(super) cases: Pick,
+}
+
+/// Set in guests with a virtual clock.
+pub const VIRTUAL_CLOCK: &str = "MANYCORE_TEST_VIRTUAL_CLOCK";
+
+#[derive(Debug)]
+pub(super) enum Pick {
+    /// Of those that are not about faults.
+    AllBut(&'static [&'static str]),
+    Only(&'static [&'static str]),
+    Faults,
+}
+
+impl Guest {
+    const fn new(kernel: &'static str, topology: &'static str, cases: Pick) -> Self {
+        Self {
+            kernel,
+            topology,
+            full: false,
+            virtual_clock: false,
+            cases,
+        }
+    }
+
+    const fn virtual_clock(self) -> Self {
+        Self {
+            virtual_clock: true,
+            ..self
+        }
+    }
+
+    const fn full(self) -> Self {
+        Self { full: true, ..self }
+    }
+
+    /// `6.12/t8`, `6.12/t8-virtual`
+    pub fn name(&self) -> String {
+        let clock = if self.virtual_clock { "-virtual" } else { "" };
+        format!("{}/{}{clock}", self.kernel, self.topology)
+    }
+
+    /// The names of its cases, `topology` or `scx_rr/loads`.
+    pub fn cases(&self) -> Vec<String> {
+        let picked = CASES.iter().filter(|case| match self.cases {
+            Pick::AllBut(left_out) => !case.about.is_fault() && !left_out.contains(&case.name),
+            Pick::Only(names) => names.contains(&case.name),
+            Pick::Faults => case.about.is_fault(),
+        });
+        let (machine, per_scheduler): (Vec<_>, Vec<_>) =
+            picked.partition(|case| matches!(case.about, About::Machine | About::Checker));
+        let mut names: Vec<_> = machine.iter().map(|case| case.name.to_owned()).collect();
+        // One that decides in its daemon depends little on the machine's shape, and takes long.
+        let everywhere = self.full || (self.topology == "t8" && self.kernel == "6.12");
+        for scheduler in SCHEDULERS.iter().filter(|s| everywhere || !s.by_daemon) {
+            names.extend(
+                per_scheduler
+                    .iter()
+                    .filter(|case| !scheduler.left_out.contains(&case.name))
+                    .filter(|case| !scheduler.by_daemon || case.about != About::Fault)
+                    .filter(|case| {
+                        self.full || !scheduler.by_daemon || DAEMONS.contains(&case.name)
+                    })
+                    .filter(|case| {
+                        let first = scheduler.name == SCHEDULERS[0].name;
+                        self.full || first || !LIBRARY.contains(&case.name)
+                    })
+                    .map(|case| format!("{}/{}", scheduler.name, case.name)),
+            );
+        }
+        names
+    }
+}
+
+/// Of a scheduler that decides in its daemon, what runs in the quick set: in an emulated guest on a busy host its daemon
+/// gets so little of the CPU that the others measure the host.
+const DAEMONS: &[&str] = &["help", "refuses_bad_use", "loads"];
+
+/// What all daemons have from the library that they are built on: in the quick set, that one of them does it is enough.
+const LIBRARY: &[&str] = &[
+    "unloads_on_sigterm",
+    "refuses_a_second",
+    "metrics",
+    "stats_are_private",
+    "topology_file",
+];
+
+/// Only where a node has several caches can a CPU's place be unknown.
+const EVERYTHING: Pick = Pick::AllBut(&[
+    "policy",
+    "policy_daemon",
+    "classes",
+    "beside_batch",
+    "unknown_cpu",
+    "odd",
+    "observe_waste",
+]);
+const QUICK: Pick = Pick::Only(&[
+    "topology",
+    "topo",
+    "loads",
+    "unloads_on_sigkill",
+    "fair",
+    "stats",
+]);
+const SEVERAL_CACHES: Pick = Pick::Only(&["topology", "topo", "no_idle_cpu"]);
+/// In guests of its own: it changes cpusets and NUMA balancing while tasks run, and what is wrong afterwards is its own.
+const POLICY: Pick = Pick::Only(&["policy"]);
+const POLICY_DAEMON: Pick = Pick::Only(&["policy_daemon"]);
+/// On a virtual clock: how soon is about the daemon, not about the host.
+const CLASSES: Pick = Pick::Only(&["classes"]);
+/// On a virtual clock, or it would measure the host.
+const BESIDE_BATCH: Pick = Pick::Only(&["beside_batch"]);
+/// A restart in an emulated guest of 16 CPUs takes from seconds to minutes, by the host's load.
+const UNKNOWN_CPU: Pick = Pick::Only(&["unknown_cpu"]);
+const MANY_CPUS: Pick = Pick::Only(&["topology", "topo", "loads", "no_idle_cpu"]);
+/// What doesn't depend on the kernel, or is much like another case, is left out.
+const SECOND_KERNEL: Pick = Pick::AllBut(&[
+    "policy",
+    "policy_daemon",
+    "classes",
+    "beside_batch",
+    "unknown_cpu",
+    "odd",
+    "observe_waste",
+    "help",
+    "refuses_bad_use",
+    "refuses_a_second",
+    "variants",
+    "unloads_on_sigterm",
+    "metrics",
+    "stats_are_private",
+    "topology_file",
+    "stress_ng",
+    "mixed",
+]);
+/// Machines as nobody builds them. `topo` expects of a node that it has CPUs.
+const ODD: Pick = Pick::Only(&["topology", "odd"]);
+/// The main ones, a short turn of each on one scheduler, once it is known that the checker sees who waits.
+const MAIN_FAULTS: Pick = Pick::Only(&["check_wait", "faults"]);
+const MEASURED: Pick = Pick::Only(&["observe_waste"]);
+
+pub const GUESTS: &[Guest] = &[
+    Guest::new("6.12", "t8", EVERYTHING),
+    Guest::new("debian", "t8", SECOND_KERNEL),
+    Guest::new("6.12", "t8", MEASURED).virtual_clock(),
+    Guest::new("debian", "t8", MEASURED).virtual_clock(),
+    Guest::new("6.12", "t8", MAIN_FAULTS),
+    Guest::new("6.12", "t2", QUICK),
+    Guest::new("debian", "t2", QUICK),
+    Guest::new("6.12", "t16-smt", SEVERAL_CACHES),
+    Guest::new("6.12", "t32", Pick::Only(&["topology", "topo"])),
+    Guest::new("6.12", "t32", MANY_CPUS).full(),
+    Guest::new("debian", "t8", EVERYTHING).full(),
+    Guest::new("6.12", "t16-smt", POLICY),
+    Guest::new("6.12", "t32", POLICY).full(),
+    Guest::new("6.12", "t16-smt", POLICY_DAEMON).full(),
+    Guest::new("6.12", "t8", CLASSES).virtual_clock().full(),
+    Guest::new("6.12", "t16-smt", BESIDE_BATCH)
+        .virtual_clock()
+        .full(),
+    Guest::new("6.12", "t32", BESIDE_BATCH)
+        .virtual_clock()
+        .full(),
+    Guest::new("6.12", "t32", POLICY_DAEMON).full(),
+    Guest::new("6.12", "t16-smt", UNKNOWN_CPU).full(),
+    Guest::new("debian", "t16-smt", SEVERAL_CACHES).full(),
+    Guest::new("debian", "t32", MANY_CPUS).full(),
+    Guest::new("6.12", "t8", Pick::Faults).full(),
+    Guest::new("debian", "t8", Pick::Faults).full(),
+    Guest::new("6.12", "t32", Pick::Faults).full(),
+    Guest::new("debian", "t32", Pick::Faults).full(),
+    Guest::new("6.12", "t1", ODD).full(),
+    Guest::new("6.12", "t4-memory", ODD).full(),
+    Guest::new("6.12", "t6-absent", ODD).full(),
+    Guest::new("6.12", "t8-llcs", ODD).full(),
+    Guest::new("6.12", "t12-unequal", ODD).full(),
+    Guest::new("6.12", "t40-llc", ODD).full(),
+    Guest::new("debian", "t12-unequal", ODD).full(),
+    Guest::new("6.12", "t64", MANY_CPUS).full(),
+    Guest::new("6.12", "t128", MANY_CPUS).full(),
+    Guest::new(
+        "6.12-hz100",
+        "t256",
+        Pick::Only(&["topology", "topo", "loads"]),
+    )
+    .full(),
+];
