@@ -79,9 +79,6 @@ impl Guest {
                         let first = scheduler.name == SCHEDULERS[0].name;
                         self.full || first || !LIBRARY.contains(&case.name)
                     })
-                    .filter(|case| {
-                        self.full || !case.about.is_fault() || scheduler.name == IN_FAULTS
-                    })
                     .map(|case| format!("{}/{}", scheduler.name, case.name)),
             );
         }
@@ -92,9 +89,6 @@ impl Guest {
 /// Of a scheduler that decides in its daemon, what runs in the quick set: in an emulated guest on a busy host its daemon
 /// gets so little of the CPU that the others measure the host.
 const DAEMONS: &[&str] = &["help", "refuses_bad_use", "loads"];
-
-/// In the quick set, the one that is tried in faults: a minute each.
-const IN_FAULTS: &str = "scx_steal";
 
 /// What all daemons have from the library that they are built on: in the quick set, that one of them does it is enough.
 const LIBRARY: &[&str] = &[
@@ -156,8 +150,6 @@ const SECOND_KERNEL: Pick = Pick::AllBut(&[
 ]);
 /// Machines as nobody builds them. `topo` expects of a node that it has CPUs.
 const ODD: Pick = Pick::Only(&["topology", "odd"]);
-/// The main ones, a short turn of each on one scheduler, once it is known that the checker sees who waits.
-const MAIN_FAULTS: Pick = Pick::Only(&["check_wait", "faults"]);
 const MEASURED: Pick = Pick::Only(&["observe_waste"]);
 
 pub const GUESTS: &[Guest] = &[
@@ -165,7 +157,6 @@ pub const GUESTS: &[Guest] = &[
     Guest::new("debian", "t8", SECOND_KERNEL),
     Guest::new("6.12", "t8", MEASURED).virtual_clock(),
     Guest::new("debian", "t8", MEASURED).virtual_clock(),
-    Guest::new("6.12", "t8", MAIN_FAULTS),
     Guest::new("6.12", "t2", QUICK),
     Guest::new("debian", "t2", QUICK),
     Guest::new("6.12", "t16-smt", SEVERAL_CACHES),
