@@ -370,7 +370,7 @@ pub fn scheduler_named(name: &str) -> Option<&'static Scheduler> {
 
 #[cfg(test)]
 mod tests {
-    use super::guests::Pick;
+    use super::guests::{OWN_GUESTS, Pick};
     use super::*;
 
     #[test]
@@ -382,6 +382,9 @@ mod tests {
             for name in names {
                 assert!(case(name).is_some(), "{}: {name}", guest.name());
             }
+        }
+        for name in OWN_GUESTS {
+            assert!(case(name).is_some(), "{name}");
         }
         for scheduler in SCHEDULERS {
             for name in scheduler.left_out {

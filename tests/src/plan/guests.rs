@@ -20,7 +20,7 @@ pub const VIRTUAL_CLOCK: &str = "MANYCORE_TEST_VIRTUAL_CLOCK";
 
 #[derive(Debug)]
 pub(super) enum Pick {
-    /// Of those that are not about faults.
+    /// Of those that are neither about faults nor in guests of their own.
     AllBut(&'static [&'static str]),
     Only(&'static [&'static str]),
     Faults,
@@ -57,7 +57,11 @@ impl Guest {
     /// The names of its cases, `topology` or `scx_rr/loads`.
     pub fn cases(&self) -> Vec<String> {
         let picked = CASES.iter().filter(|case| match self.cases {
-            Pick::AllBut(left_out) => !case.about.is_fault() && !left_out.contains(&case.name),
+            Pick::AllBut(left_out) => {
+                !case.about.is_fault()
+                    && !OWN_GUESTS.contains(&case.name)
+                    && !left_out.contains(&case.name)
+            }
             Pick::Only(names) => names.contains(&case.name),
             Pick::Faults => case.about.is_fault(),
         });
@@ -99,8 +103,8 @@ const LIBRARY: &[&str] = &[
     "topology_file",
 ];
 
-/// Only where a node has several caches can a CPU's place be unknown.
-const EVERYTHING: Pick = Pick::AllBut(&[
+/// What needs a machine, a clock or a guest of its own; below it says why.
+pub(super) const OWN_GUESTS: &[&str] = &[
     "policy",
     "policy_daemon",
     "classes",
@@ -108,7 +112,8 @@ const EVERYTHING: Pick = Pick::AllBut(&[
     "unknown_cpu",
     "odd",
     "observe_waste",
-]);
+];
+const EVERYTHING: Pick = Pick::AllBut(&[]);
 const QUICK: Pick = Pick::Only(&[
     "topology",
     "topo",
@@ -125,18 +130,12 @@ const POLICY_DAEMON: Pick = Pick::Only(&["policy_daemon"]);
 const CLASSES: Pick = Pick::Only(&["classes"]);
 /// On a virtual clock, or it would measure the host.
 const BESIDE_BATCH: Pick = Pick::Only(&["beside_batch"]);
-/// A restart in an emulated guest of 16 CPUs takes from seconds to minutes, by the host's load.
+/// Only where a node has several caches can a CPU's place be unknown. A restart in an emulated guest of 16 CPUs takes from
+/// seconds to minutes, by the host's load.
 const UNKNOWN_CPU: Pick = Pick::Only(&["unknown_cpu"]);
 const MANY_CPUS: Pick = Pick::Only(&["topology", "topo", "loads", "no_idle_cpu"]);
 /// What doesn't depend on the kernel, or is much like another case, is left out.
 const SECOND_KERNEL: Pick = Pick::AllBut(&[
-    "policy",
-    "policy_daemon",
-    "classes",
-    "beside_batch",
-    "unknown_cpu",
-    "odd",
-    "observe_waste",
     "help",
     "refuses_bad_use",
     "refuses_a_second",
