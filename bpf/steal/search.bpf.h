@@ -218,16 +218,15 @@ static __always_inline s64 worth_of(const struct cpu_ctx *cc, s32 queued, u64 mi
 	       (theirs - queued) * (s64)slice_ns;
 }
 
-/* Does anybody wait in shard @id, elsewhere than at this seat? */
-static __always_inline bool waits_beside(const struct seat *seat, u32 id)
+/* Does anybody wait in the shard of this seat, elsewhere than there? */
+static __always_inline bool waits_beside(const struct seat *seat)
 {
-	struct shard_words *w = words_of_shard(id);
-	u64 own = id == seat->shard ? seat->bit : 0;
+	struct shard_words *w = words_of_shard(seat->shard);
 	u32 k, word = seat->word & (SHARD_WORDS - 1);
 
 	if (!w)
 		return false;
-	if (PEEK(w->queued[word]) & ~own)
+	if (PEEK(w->queued[word]) & ~seat->bit)
 		return true;
 	for (k = 0; k < SHARD_WORDS; k++)
 		if (k != word && PEEK(w->queued[k]))
@@ -282,7 +281,7 @@ static __always_inline void look_where(struct fair_look *look, struct cpu_ctx *c
 {
 	struct numa_node *n = lookup_node(sh->node);
 	u32 turn = cc->turn++;
-	bool near = waits_beside(seat, seat->shard);
+	bool near = waits_beside(seat);
 
 	look->shard = NO_SHARD;
 	if (!n)
