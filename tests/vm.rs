@@ -167,6 +167,8 @@ impl Booted {
                 Ok(ended.map_err(|error| format!("after the last case: {error:#}"))?)
             }
             Ok(outcome) => {
+                // All is said again at the end, which may be hours away.
+                eprintln!("{} ({:.1} s)", outcome.message, outcome.seconds);
                 Err(format!("{}\n{}", outcome.message, outcome.output.trim_end()).into())
             }
             Err(error) => {

@@ -373,12 +373,13 @@ fn rt_for(scene: &mut Scene, time: Duration) -> Result<String> {
 }
 
 /// Processes that want more memory than they may have, are killed and begin again. The page cache stays: after it had been
-/// thrown away, emulated guests ran programs from the middle of an instruction.
+/// thrown away, emulated guests ran programs from the middle of an instruction. The limit is low, since a loaded guest of 32
+/// emulated CPUs takes minutes to touch 100 MiB.
 fn memory_for(scene: &mut Scene, time: Duration) -> Result<String> {
     let _controllers = Controllers::enable(&["memory"])?;
     let cgroup = Cgroup::new("fault-memory")?;
-    cgroup.set("memory.max", "128M")?;
-    let args = ["--vm", "2", "--vm-bytes", "256M", "--vm-keep"];
+    cgroup.set("memory.max", "32M")?;
+    let args = ["--vm", "2", "--vm-bytes", "64M", "--vm-keep"];
     let mut hungry = stress(&args, time + TURN, Some(&cgroup))
         .stdout(Stdio::null())
         .stderr(Stdio::null())
