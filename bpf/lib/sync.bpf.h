@@ -8,10 +8,10 @@
  * nothing: nobody can steal it there. Pipes and sockets always say so, and a
  * sender with many receivers is wrong each time.
  *
- * So every CPU remembers of its wakers how often they were right. A wrong
- * announcement weighs SYNC_WRONG right ones. The memory is a few bytes by the
- * lowest bits of the waker's pid, per CPU: two wakers may share one, and one that
- * moved starts anew; either costs a wrong guess or two.
+ * So every CPU remembers of its wakers how often they were right, and believes
+ * those who were so before. A wrong announcement weighs SYNC_WRONG right ones. The
+ * memory is a few bytes by the lowest bits of the waker's pid, per CPU: two wakers
+ * may share one, and one that moved starts anew; either costs a wrong guess or two.
  */
 #ifndef __MANYCORE_SYNC_BPF_H
 #define __MANYCORE_SYNC_BPF_H
@@ -20,8 +20,8 @@
 /* Who runs for less than this from start to sleep was right, ns. */
 #define SYNC_RUN_NS	100000
 #define SYNC_WRONG	4
-#define SYNC_TRUSTED	4	/* believed up to this */
-#define SYNC_WORST	12
+#define SYNC_TRUSTED	2	/* believed from this on */
+#define SYNC_MOST	8
 
 enum sync_state {
 	SYNC_NONE,		/* the running task made no announcement */
@@ -32,7 +32,7 @@ enum sync_state {
 /* A part of what a CPU keeps for itself. */
 struct sync_ctx {
 	u32 state;
-	u8 distrust[SYNC_WAKERS];
+	u8 trust[SYNC_WAKERS];
 };
 
 /* A task starts to run on the CPU of @sc. */
@@ -51,9 +51,9 @@ static __always_inline bool sync_may_stay(struct sync_ctx *sc, const struct task
 	if (sc->state == SYNC_STAYED)
 		return false;
 	sc->state = SYNC_SEEN;
-	if (sc->distrust[waker->pid & (SYNC_WAKERS - 1)] > SYNC_TRUSTED ||
+	if (sc->trust[waker->pid & (SYNC_WAKERS - 1)] < SYNC_TRUSTED ||
 	    waker->flags & PF_EXITING ||
-	    !bpf_cpumask_test_cpu(this_cpu, p->cpus_ptr))
+	    !(runs_anywhere(p) || bpf_cpumask_test_cpu(this_cpu, p->cpus_ptr)))
 		return false;
 	sc->state = SYNC_STAYED;
 	return true;
@@ -63,15 +63,15 @@ static __always_inline bool sync_may_stay(struct sync_ctx *sc, const struct task
 static __always_inline void sync_stop(struct sync_ctx *sc, const struct task_struct *p,
 				      bool sleeps, u64 used)
 {
-	u8 *distrust = &sc->distrust[p->pid & (SYNC_WAKERS - 1)];
+	u8 *trust = &sc->trust[p->pid & (SYNC_WAKERS - 1)];
 
 	if (sc->state == SYNC_NONE)
 		return;
 	if (sleeps && used < SYNC_RUN_NS) {
-		if (*distrust)
-			--*distrust;
-	} else if (*distrust < SYNC_WORST) {
-		*distrust += SYNC_WRONG;
+		if (*trust < SYNC_MOST)
+			++*trust;
+	} else {
+		*trust = *trust > SYNC_WRONG ? *trust - SYNC_WRONG : 0;
 	}
 }
 
