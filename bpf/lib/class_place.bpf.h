@@ -68,14 +68,14 @@ static __always_inline bool class_stays_near(const struct class_entry *ce)
 /* By how much a task of this kind goes ahead of its place. */
 static __always_inline u64 class_head(u32 kind)
 {
-	return has_classes && kind == CLASS_LATENCY ? LATENCY_HEAD_NS : 0;
+	return kind == CLASS_LATENCY ? LATENCY_HEAD_NS : 0;
 }
 
 /* @p of this kind leaves its queue, or has left it: back to its own virtual runtime. */
 static __always_inline void class_leave(struct task_struct *p, u32 kind)
 {
-	if (has_classes && fair_is_queued(p->scx.dsq_vtime))
-		p->scx.dsq_vtime += class_head(kind);
+	if (kind == CLASS_LATENCY && fair_is_queued(p->scx.dsq_vtime))
+		p->scx.dsq_vtime += LATENCY_HEAD_NS;
 }
 
 /* How much of a hurry one who waits is in. */
@@ -88,9 +88,9 @@ enum hurry {
 /* A task of this kind joins a queue. */
 static __always_inline u32 hurry_of(u32 kind, bool woken)
 {
-	if (!woken || (has_classes && kind == CLASS_BATCH))
+	if (!woken || kind == CLASS_BATCH)
 		return HURRY_NOT;
-	return has_classes && kind == CLASS_LATENCY ? HURRY_LATENCY : HURRY_WOKEN;
+	return kind == CLASS_LATENCY ? HURRY_LATENCY : HURRY_WOKEN;
 }
 
 /* How long may the running task run before one who waits in such a hurry interrupts it? See patience(). */

@@ -11,7 +11,8 @@
  *
  * Nothing is kept per task. That would have to be changed in all tasks of a
  * cgroup when the policy does, and looking is a hash of eight bytes. Without a
- * policy, has_classes is a constant 0, and the verifier drops all of this.
+ * policy, has_classes is a constant 0, and the verifier drops all of this, also
+ * what follows for the kind that class_kind() returns, CLASS_NORMAL then.
  */
 #ifndef __MANYCORE_CLASSES_BPF_H
 #define __MANYCORE_CLASSES_BPF_H
