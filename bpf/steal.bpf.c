@@ -46,15 +46,20 @@ static __always_inline u64 clock_of(const struct task_struct *p, const struct cp
 	return other ? other->clock : cc->clock;
 }
 
-/* The same when @p starts to run, for one that was taken from another queue as if both clocks had gone alike. */
-static __always_inline u64 clock_it_left(const struct task_struct *p, const struct cpu_ctx *cc, s32 cpu)
+/*
+ * The clock that the virtual runtime @vtime of a task was made with, which starts
+ * to run here: that of another CPU. One that was taken from its queue goes on as
+ * if both clocks had gone alike.
+ */
+static __noinline u64 clock_it_left(const struct cpu_ctx *cc, u64 vtime)
 {
-	u64 vtime = p->scx.dsq_vtime, from = clock_of(p, cc, cpu);
-	struct cpu_ctx *other = NULL;
+	struct cpu_ctx *other = lookup_cpu_ctx(fair_frame(vtime));
 
-	if (fair_frame(vtime) != cpu && fair_is_queued(vtime))
-		other = lookup_cpu_ctx(fair_frame(vtime));
-	return other ? from + pace_ahead(&cc->pace, cc->clock, &other->pace, other->clock) : from;
+	if (!cc || !other)
+		return cc ? cc->clock : 0;
+	if (!fair_is_queued(vtime))
+		return other->clock;
+	return other->clock + pace_ahead(&cc->pace, cc->clock, &other->pace, other->clock);
 }
 
 /* ---- wakeup ------------------------------------------------------------ */
@@ -125,6 +130,36 @@ static s32 claim_far(const struct task_struct *p __arg_trusted, s32 cpu)
 	return -EBUSY;
 }
 
+/*
+ * No CPU is idle. Where is @p to wait? On @cpu, where it ran last, unless others
+ * wait there already: then rather on one of its cache where nobody does.
+ */
+static s32 wait_near(const struct task_struct *p __arg_trusted, s32 cpu)
+{
+	struct seat *seat = lookup_seat(cpu);
+	struct shard *sh = seat ? lookup_shard(seat->shard) : NULL;
+	u32 k, first, from = (cpu + 1) & 63;
+	struct shard_words *w;
+	u64 calm;
+
+	if (!sh || !is_marked_queued(seat))
+		return cpu;
+	w = words_of_shard(seat->shard);
+	if (!w)
+		return cpu;
+	bpf_for(k, 0, SHARD_WORDS) {
+		if (k >= sh->nr_words)
+			break;
+		first = sh->first_cpu[k & (SHARD_WORDS - 1)];
+		calm = sh->cpus[k & (SHARD_WORDS - 1)] & ~PEEK(w->queued[k & (SHARD_WORDS - 1)]);
+		if (!runs_anywhere(p))
+			calm &= allowed_word(p, first);
+		if (calm)
+			return first + ((lowest(turned(calm, from)) + from) & 63);
+	}
+	return cpu;
+}
+
 s32 BPF_STRUCT_OPS(steal_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake_flags)
 {
 	const struct class_entry *ce = class_of(p);
@@ -156,14 +191,11 @@ s32 BPF_STRUCT_OPS(steal_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wa
 	if (cpu < 0)
 		cpu = claim_far(p, prev_cpu);
 	if (cpu < 0)
-		return prev_cpu;
+		return wait_near(p, prev_cpu);
 	cc = lookup_cpu_ctx(cpu);
 direct:
 	if (partial)
 		return cpu;
-	if (cc)
-		p->scx.dsq_vtime = fair_marked(fair_join(p, cc->clock, clock_of(p, cc, cpu)),
-					       cpu, 0);
 	scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, class_slice(ce), enq_flags);
 	return cpu;
 }
@@ -335,13 +367,15 @@ void BPF_STRUCT_OPS(steal_running, struct task_struct *p)
 	s32 cpu = scx_bpf_task_cpu(p);
 	struct cpu_ctx *cc = lookup_cpu_ctx(cpu);
 	const struct class_entry *ce = class_of(p);
-	u64 vtime;
+	u64 vtime, from;
 
 	if (!cc)
 		return;
 	pace_note(&cc->pace, cc->clock, p->se.exec_start);
 	class_leave(p, class_kind(ce));
-	vtime = fair_marked(fair_join(p, cc->clock, clock_it_left(p, cc, cpu)), cpu, 0);
+	vtime = p->scx.dsq_vtime;
+	from = fair_frame(vtime) == cpu ? cc->clock : clock_it_left(cc, vtime);
+	vtime = fair_marked(fair_join(p, cc->clock, from), cpu, 0);
 	p->scx.dsq_vtime = vtime;
 	/* Who overtakes the queue must not take its clock along. */
 	if ((cc->from_own && !class_head(class_kind(ce))) || !cc->filled)

@@ -7,6 +7,7 @@
  *	enum { PRESS_PREEMPTED, PRESS_PREEMPTED_BATCH, PRESS_ALARM }: what to count
  *	lookup_run(cpu): the run_ctx of a CPU
  *	first_waiting(cpu, &vtime): who would run next there
+ *	work_elsewhere(cpu): if nobody waits there, should it look for work in other queues?
  */
 #ifndef __MANYCORE_PRESS_BPF_H
 #define __MANYCORE_PRESS_BPF_H
@@ -38,7 +39,7 @@ static __always_inline void press_next(struct run_ctx *run, s32 cpu)
 	set_alarm(cpu, scx_bpf_now(), alarm_least(run, run->hurry));
 }
 
-/* Did the patience of the task on @cpu end? */
+/* Did the patience of the task on @cpu end, or is it time to look for work elsewhere? */
 static u64 on_alarm(s32 cpu, u64 now)
 {
 	struct run_ctx *run = lookup_run(cpu);
@@ -51,13 +52,15 @@ static u64 on_alarm(s32 cpu, u64 now)
 	bpf_rcu_read_lock();
 	any = first_waiting(cpu, &first);
 	bpf_rcu_read_unlock();
-	if (!any) {
+	if (any) {
+		left = class_patience(run, first, alarm_least(run, run->hurry), now);
+		if (left > 0)
+			return left;
+	} else {
 		run->hurry = 0;	/* somebody else took it */
-		return 0;
+		if (!work_elsewhere(cpu))
+			return 0;
 	}
-	left = class_patience(run, first, alarm_least(run, run->hurry), now);
-	if (left > 0)
-		return left;
 	scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
 	count(PRESS_ALARM);
 	return 0;

@@ -106,6 +106,12 @@ static __always_inline u64 turned(u64 word, u32 from)
 /* A read that the compiler may not repeat or drop. */
 #define PEEK(x) (*(volatile typeof(x) *)&(x))
 
+/* Is a bit set in any of the words of a shard? */
+static __always_inline bool any_bit(const u64 *words)
+{
+	return PEEK(words[0]) | PEEK(words[1]) | PEEK(words[2]) | PEEK(words[3]);
+}
+
 /* Set or clear @bits of a shared word, but leave its line alone if they are. */
 static __always_inline void set_bits(u64 *word, u64 bits)
 {
@@ -327,10 +333,10 @@ static __noinline s32 claim_in_node(const struct task_struct *p __arg_trusted, u
 		if (cpu >= 0)
 			return cpu;
 		w = words_of_shard(shard);
-		if (w && !(PEEK(w->idle[0]) | PEEK(w->idle[1]) | PEEK(w->idle[2]) | PEEK(w->idle[3]))) {
+		if (w && !any_bit(w->idle)) {
 			clear_bits(&nw->idle, 1ULL << (index & 63));
 			/* One may have become idle in between. */
-			if (PEEK(w->idle[0]) | PEEK(w->idle[1]) | PEEK(w->idle[2]) | PEEK(w->idle[3]))
+			if (any_bit(w->idle))
 				set_bits(&nw->idle, 1ULL << (index & 63));
 		}
 	}

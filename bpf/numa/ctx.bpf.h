@@ -113,6 +113,12 @@ static __always_inline bool first_waiting(s32 cpu, u64 *vtime)
 	return any;
 }
 
+/* Who waits in other shards is taken when a CPU runs dry, and evened out at ticks. */
+static __always_inline bool work_elsewhere(s32 cpu)
+{
+	return false;
+}
+
 #define PRESS_PREEMPTED		NUMA_PREEMPTIONS
 #define PRESS_PREEMPTED_BATCH	NUMA_PREEMPT_BATCH
 #define PRESS_ALARM		NUMA_ALARMS

@@ -30,7 +30,7 @@ struct cpu_ctx {
 	u64 balance_at;		/* when to compare queues next */
 	u32 turn;		/* where to find a queue to compare the own one with next */
 	u32 node_turn;		/* and in which node */
-	u32 after;		/* 1 + the CPU whose queue it was last time */
+	u32 after;		/* with which number to begin, counts up */
 	u32 hint;		/* 1 + the CPU that whoever woke this one points to */
 	u8 filled;		/* its queue may have tasks */
 	u8 from_own;		/* the next task was the first of its queue */
@@ -56,6 +56,44 @@ static __always_inline struct run_ctx *lookup_run(s32 cpu)
 static __always_inline bool first_waiting(s32 cpu, u64 *vtime)
 {
 	return first_vtime(cpu, vtime);
+}
+
+/* Is anything queued in this CPU's shard or node, or in its own queue? */
+static __always_inline bool work_waits(struct seat *seat, s32 cpu)
+{
+	struct shard_words *w = words_of_shard(seat->shard);
+	struct shard *sh = lookup_shard(seat->shard);
+	struct node_words *nw = sh ? words_of_node(sh->node) : NULL;
+
+	if (w && any_bit(w->queued))
+		return true;
+	if (nw && PEEK(nw->queued) & ~(1ULL << (sh->index & 63)))
+		return true;
+	return scx_bpf_dsq_nr_queued(cpu) > 0;
+}
+
+/* The same for what other nodes have, too: does a CPU with one task or none have a reason to look around? */
+static __always_inline bool work_elsewhere(s32 cpu)
+{
+	struct seat *seat = lookup_seat(cpu);
+	struct shard *sh = seat ? lookup_shard(seat->shard) : NULL;
+	struct numa_node *n = sh ? lookup_node(sh->node) : NULL;
+	u32 i;
+
+	if (!n)
+		return false;
+	if (work_waits(seat, cpu))
+		return true;
+	bpf_for(i, 0, NEAR_NODES) {
+		struct node_words *nw;
+
+		if (i >= n->nr_near)
+			break;
+		nw = words_of_node(n->near[i & (NEAR_NODES - 1)]);
+		if (nw && PEEK(nw->queued))
+			return true;
+	}
+	return false;
 }
 
 #define PRESS_PREEMPTED		STEAL_PREEMPTIONS

@@ -47,24 +47,31 @@ struct hunt {
 	s32 cpu;		/* the thief */
 	u32 event;		/* to count if it succeeds */
 	u64 wait_ns;		/* how long its prey has to have waited */
+	u64 again_ns;		/* when one that was too fresh will have; 0: there was none */
 };
 
 /* Has the first task of @victim waited long enough to be taken that far? */
-static __always_inline bool has_waited(u32 victim, u64 wait_ns)
+static __always_inline bool has_waited(u32 victim, struct hunt *h)
 {
 	struct cpu_ctx *vc = lookup_cpu_ctx(victim);
+	u64 now, from;
 
-	if (!wait_ns)
+	if (!h->wait_ns)
 		return true;
-	if (!vc || time_after(vc->queued_at + wait_ns, scx_bpf_now())) {
-		count(STEAL_TOO_FRESH);
+	if (!vc)
 		return false;
-	}
-	return true;
+	now = scx_bpf_now();
+	from = vc->queued_at + h->wait_ns;
+	if (!time_after(from, now))
+		return true;
+	if (!h->again_ns || h->again_ns > from - now)
+		h->again_ns = from - now;
+	count(STEAL_TOO_FRESH);
+	return false;
 }
 
 /* Steal within shard @id, starting after the thief's number and going around. */
-static __noinline bool steal_in_shard(struct cpu_ctx *cc, u32 id, const struct hunt *h)
+static __noinline bool steal_in_shard(struct cpu_ctx *cc, u32 id, struct hunt *h)
 {
 	struct shard *sh = lookup_shard(id);
 	struct shard_words *w = words_of_shard(id);
@@ -87,7 +94,7 @@ static __noinline bool steal_in_shard(struct cpu_ctx *cc, u32 id, const struct h
 				break;
 			victim = first + ((lowest(left) + from) & 63);
 			left &= left - 1;
-			if (victim != h->cpu && has_waited(victim, h->wait_ns) &&
+			if (victim != h->cpu && has_waited(victim, h) &&
 			    steal_from(cc, victim, h->event))
 				return true;
 		}
@@ -97,7 +104,7 @@ static __noinline bool steal_in_shard(struct cpu_ctx *cc, u32 id, const struct h
 
 /* Steal within a node, but not from shard @except. */
 static __noinline bool steal_in_node(struct cpu_ctx *cc, u32 id, u32 except,
-				     const struct hunt *h)
+				     struct hunt *h)
 {
 	struct numa_node *n = lookup_node(id);
 	struct node_words *nw = words_of_node(id);
@@ -121,10 +128,10 @@ static __noinline bool steal_in_node(struct cpu_ctx *cc, u32 id, u32 except,
 		if (steal_in_shard(cc, shard, h))
 			return true;
 		w = words_of_shard(shard);
-		if (w && !(PEEK(w->queued[0]) | PEEK(w->queued[1]) | PEEK(w->queued[2]) | PEEK(w->queued[3]))) {
+		if (w && !any_bit(w->queued)) {
 			clear_bits(&nw->queued, 1ULL << index);
 			/* It may have got some in between. */
-			if (PEEK(w->queued[0]) | PEEK(w->queued[1]) | PEEK(w->queued[2]) | PEEK(w->queued[3]))
+			if (any_bit(w->queued))
 				set_bits(&nw->queued, 1ULL << index);
 		}
 	}
@@ -181,21 +188,10 @@ static __noinline bool steal_anywhere(struct cpu_ctx *cc, s32 cpu)
 		if (steal_in_node(cc, n->near[slot], NO_SHARD, &h))
 			return true;
 	}
+	/* Nobody would tell this CPU when it has waited long enough. */
+	if (h.again_ns)
+		set_alarm(cpu, scx_bpf_now(), h.again_ns);
 	return false;
-}
-
-/* Is anything queued in this CPU's shard or node, or in its own queue? */
-static __always_inline bool work_waits(struct seat *seat, s32 cpu)
-{
-	struct shard_words *w = words_of_shard(seat->shard);
-	struct shard *sh = lookup_shard(seat->shard);
-	struct node_words *nw = sh ? words_of_node(sh->node) : NULL;
-
-	if (w && (PEEK(w->queued[0]) | PEEK(w->queued[1]) | PEEK(w->queued[2]) | PEEK(w->queued[3])))
-		return true;
-	if (nw && PEEK(nw->queued) & ~(1ULL << (sh->index & 63)))
-		return true;
-	return scx_bpf_dsq_nr_queued(cpu) > 0;
 }
 
 /*
@@ -213,9 +209,11 @@ static __always_inline s64 worth_of(const struct cpu_ctx *cc, s32 queued, u64 mi
 		return 0;
 	if (is_unserved(vc->served_at, vc->queued_at, cc->served_at))
 		return FAIR_LAG_MAX;
+	if (theirs <= queued)
+		return 0;
 	return (s64)(mine - cc->clock) - bounded_lag(first - vc->clock) +
 	       pace_ahead(&cc->pace, cc->clock, &vc->pace, vc->clock) +
-	       (theirs - queued) * (s64)slice_ns;
+	       (theirs - queued) * (s64)(slice_ns / 2);
 }
 
 /* Does anybody wait in the shard of this seat, elsewhere than there? */
@@ -251,6 +249,12 @@ struct fair_look {
 	u32 shard;		/* or NO_SHARD */
 	u32 event;		/* to count if a task is taken from there */
 	s64 least;		/* what that has to be worth, ns */
+};
+
+/* A queue to take from. */
+struct prey {
+	u32 victim;
+	s64 worth;
 };
 
 /* In another node. It takes more than near, or equal queues would pass tasks to and fro. */
@@ -319,6 +323,7 @@ static __noinline bool balance(struct cpu_ctx *cc, s32 cpu, u64 mine)
 	struct fair_look look = {};
 	struct shard *other;
 	struct shard_words *w;
+	struct prey best = {}, next = {};
 	u32 k, first, probe;
 	s32 queued;
 	u64 left;
@@ -335,23 +340,35 @@ static __noinline bool balance(struct cpu_ctx *cc, s32 cpu, u64 mine)
 	if (look.shard == seat->shard && k == seat->word)
 		left &= ~seat->bit;
 	queued = scx_bpf_dsq_nr_queued(cpu);
-	first = cc->after & 63;
+	first = cc->after++ & 63;
 	left = turned(left, first);
 	bpf_for(probe, 0, PROBES_PER_SHARD) {
 		u32 victim;
+		s64 worth;
 
 		if (!left)
 			break;
 		victim = other->first_cpu[k] + ((lowest(left) + first) & 63);
 		left &= left - 1;
-		cc->after = victim + 1;
-		/* Ticks come to all CPUs at once: others may be faster. */
-		if (worth_of(cc, queued, mine, victim) > look.least &&
-		    steal_from(cc, victim, look.event)) {
-			count(STEAL_BALANCED);
-			return true;
+		worth = worth_of(cc, queued, mine, victim);
+		if (worth > best.worth) {
+			next = best;
+			best.worth = worth;
+			best.victim = victim;
+		} else if (worth > next.worth) {
+			next.worth = worth;
+			next.victim = victim;
 		}
 	}
+	/* Ticks come to all CPUs at once: another may be faster. */
+	if ((best.worth > look.least && steal_from(cc, best.victim, look.event)) ||
+	    (next.worth > look.least && steal_from(cc, next.victim, look.event))) {
+		count(STEAL_BALANCED);
+		return true;
+	}
+	/* The next tick may be two slices away. */
+	if (queued <= 0)
+		set_alarm(cpu, scx_bpf_now(), slice_ns);
 	return false;
 }
 
