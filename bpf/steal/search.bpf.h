@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * How a CPU finds work in the queues of others: all that it may take when it runs
- * dry, nearest first; and, once a slice, one task from a queue longer than its own.
+ * dry, nearest first; and, once a slice, one task from a longer queue.
  */
 #ifndef __STEAL_SEARCH_BPF_H
 #define __STEAL_SEARCH_BPF_H
@@ -197,7 +197,7 @@ static __noinline bool steal_anywhere(struct cpu_ctx *cc, s32 cpu)
 /*
  * How much does a CPU gain in fairness by taking the first task of @victim, in ns:
  * by how much that task is further behind than the one of virtual runtime @mine
- * that would run here next, and a slice for each task by which its queue is the longer one.
+ * that would run here next, and half a slice for each task by which its queue is the longer one.
  */
 static __always_inline s64 worth_of(const struct cpu_ctx *cc, s32 queued, u64 mine, u32 victim)
 {
@@ -309,8 +309,8 @@ static __always_inline void look_where(struct fair_look *look, struct cpu_ctx *c
 /*
  * Even out who gets how much: tasks that never sleep stay where they are, so
  * without this those on a longer queue would get a smaller share forever. Once a
- * slice, a CPU whose task could go on compares its queue with a few others that
- * have work, taking turns, and takes the first task that is worth it.
+ * slice, a CPU whose task could go on compares its queue with a few longer ones,
+ * taking turns, and takes the task that is worth most.
  *
  * One task more is enough for that, unless the one that is next there has had more.
  * So an extra task is passed around, and each gets its share of the good places. A
