@@ -200,13 +200,15 @@ impl Booted {
 
 /// How long a case may take, seen from here: a boot may come first, and the guest has its own limit.
 fn limit_of(case: &str, guest: &Guest) -> Duration {
-    let name = case.rsplit('/').next().unwrap_or(case);
-    let own = plan::case(name).map_or(60, |case| case.limit_s);
-    boot_limit(guest) + Duration::from_secs(own + 60)
+    boot_limit(guest) + plan::limit_of(case, cpus_of(guest)) + Duration::from_secs(60)
+}
+
+fn cpus_of(guest: &Guest) -> usize {
+    Machine::read(guest.topology).map_or(0, |machine| machine.cpus())
 }
 
 fn boot_limit(guest: &Guest) -> Duration {
-    let cpus = Machine::read(guest.topology).map_or(0, |machine| machine.cpus());
+    let cpus = cpus_of(guest);
     let slowness = if guest.virtual_clock { 3 } else { 1 };
     Duration::from_secs(slowness * (120 + 4 * cpus as u64))
 }

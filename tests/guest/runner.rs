@@ -2,6 +2,7 @@
 //! dies takes nothing with it; after each, the machine must be as it was before, but for a scheduler that the next finds
 //! loaded.
 
+use crate::cpus::online;
 use crate::daemon::{Daemon, State};
 use crate::kernel::Log;
 use anyhow::{Context, Result};
@@ -213,8 +214,7 @@ fn limit_of(case: &str) -> Duration {
         // The host has its own limit.
         return Duration::MAX;
     }
-    let name = case.rsplit('/').next().unwrap_or(case);
-    Duration::from_secs(plan::case(name).map_or(60, |case| case.limit_s))
+    plan::limit_of(case, online().map_or(1, |cpus| cpus.len()))
 }
 
 /// The case's last line says what is wrong.

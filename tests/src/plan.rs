@@ -3,6 +3,7 @@
 mod guests;
 
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 pub use guests::{GUESTS, Guest, VIRTUAL_CLOCK};
 
@@ -142,7 +143,7 @@ pub struct Case {
     pub daemon: Daemon,
     /// What happens in it, for the page about reliability. Empty for those that are not on it.
     pub what: &'static str,
-    /// How long it may take in a guest, in seconds. It is there for cases that hang, so it is what none needs even on a
+    /// How long it may take in a guest of up to 16 CPUs, in seconds. It is there for cases that hang, so it is what none needs even on a
     /// machine with much else to do: most take 5 to 20 on 2 idle cores.
     pub limit_s: u64,
 }
@@ -347,6 +348,13 @@ pub const CASES: &[Case] = &[
     ),
 ];
 
+/// How long a case, `NAME` or `SCHEDULER/NAME`, may take in a guest of so many CPUs. Emulated ones take turns on the host's.
+pub fn limit_of(case_name: &str, cpus: usize) -> Duration {
+    let name = case_name.rsplit('/').next().unwrap_or(case_name);
+    let own = case(name).map_or(60, |case| case.limit_s);
+    Duration::from_secs(own * cpus.div_ceil(16).max(1) as u64)
+}
+
 /// The case of that name.
 pub fn case(name: &str) -> Option<&'static Case> {
     CASES.iter().find(|case| case.name == name)
@@ -420,6 +428,14 @@ mod tests {
         assert_eq!(daemon_of("scx_rr/fair"), Daemon::Shared);
         assert_eq!(daemon_of("scx_pilot/fair"), Daemon::Own);
         assert_eq!(daemon_of("topology"), Daemon::Own);
+    }
+
+    #[test]
+    fn many_cpus_take_longer() {
+        let [eight, sixteen, many] = [8, 16, 33].map(|cpus| limit_of("scx_rr/fair", cpus));
+        assert_eq!(eight, sixteen);
+        assert_eq!(many, 3 * eight);
+        assert_eq!(limit_of("no such case", 1), Duration::from_secs(60));
     }
 
     #[test]
