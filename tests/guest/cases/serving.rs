@@ -196,16 +196,7 @@ pub(crate) fn mixed(setting: &Setting) -> Result<String> {
 /// sleeps cost some switches through idle; a CPU that is left out idles all the time.
 const IDLE: f64 = 0.05;
 
-/// The same where one thread decides for all CPUs. It gets its share of the emulator's time only, and in a guest of 32
-/// CPUs is late now and then (11 % seen).
-const IDLE_BY_DAEMON: f64 = 0.25;
-
 pub(crate) fn no_idle_cpu(setting: &Setting) -> Result<String> {
-    let allowed = if setting.scheduler()?.by_daemon {
-        IDLE_BY_DAEMON
-    } else {
-        IDLE
-    };
     let daemon = Daemon::lent(setting)?;
     let cpus = online()?;
     let first = Cpus::from([*cpus.first().context("no CPU online")?]);
@@ -219,12 +210,12 @@ pub(crate) fn no_idle_cpu(setting: &Setting) -> Result<String> {
         "with all tasks pinned to one CPU, no other seems to idle: {control:?}"
     );
     // Two tasks a CPU, all let go at once.
-    let wide = spread(&many, &cpus, allowed).context("two tasks a CPU")?;
+    let wide = spread(&many, &cpus).context("two tasks a CPU")?;
     drop(many);
     // As many tasks as CPUs, from half of the machine to all of it: each must find a CPU of its own.
     let one_each = Load::start_on(cpus.len(), Work::Spin, Some(&half))?;
     std::thread::sleep(Duration::from_millis(200));
-    let narrow = spread(&one_each, &cpus, allowed).context("one task a CPU")?;
+    let narrow = spread(&one_each, &cpus).context("one task a CPU")?;
     drop(one_each);
     daemon.stop()?;
     Ok(format!(
@@ -236,15 +227,15 @@ pub(crate) fn no_idle_cpu(setting: &Setting) -> Result<String> {
 }
 
 /// Lets the tasks run anywhere and looks whether all CPUs get to work. Returns the idlest one's idle share.
-fn spread(load: &Load, cpus: &Cpus, allowed: f64) -> Result<f64> {
+fn spread(load: &Load, cpus: &Cpus) -> Result<f64> {
     load.set_cpus(cpus)?;
     std::thread::sleep(Duration::from_millis(500));
     let (cpu, share) = idlest()?;
     ensure!(
-        share <= allowed,
+        share <= IDLE,
         "CPU {cpu} idles {:.0} % of the time while tasks wait (allowed: {:.0} %)",
         100.0 * share,
-        100.0 * allowed
+        100.0 * IDLE
     );
     load.check_progress(TURN)?;
     Ok(share)

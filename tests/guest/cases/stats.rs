@@ -98,7 +98,7 @@ impl Totals {
 fn connect() -> Result<StatsClient> {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
-        match StatsClient::new().connect(Some(10_000)) {
+        match StatsClient::new().connect(Some(60_000)) {
             Ok(client) => return Ok(client),
             Err(error) if Instant::now() > deadline => {
                 return Err(error).context("connecting to the socket of statistics");
@@ -110,7 +110,7 @@ fn connect() -> Result<StatsClient> {
 
 /// Whether somebody serves statistics at this moment.
 pub(crate) fn are_served() -> bool {
-    StatsClient::new().connect(Some(10_000)).is_ok()
+    StatsClient::new().connect(Some(60_000)).is_ok()
 }
 
 pub(crate) fn stats(setting: &Setting) -> Result<String> {

@@ -1,6 +1,7 @@
 //! Which machines are booted, and which cases run there.
 
 use super::{About, CASES, SCHEDULERS};
+use crate::machine::Machine;
 
 /// A machine to boot, and what to look at in it.
 #[derive(Debug)]
@@ -54,6 +55,11 @@ impl Guest {
         format!("{}/{}{clock}", self.kernel, self.topology)
     }
 
+    /// Its CPUs, emulated, are far more than the host's.
+    fn is_large(&self) -> bool {
+        Machine::read(self.topology).is_ok_and(|machine| machine.cpus() > 16)
+    }
+
     /// The names of its cases, `topology` or `scx_rr/loads`.
     pub fn cases(&self) -> Vec<String> {
         let picked = CASES.iter().filter(|case| match self.cases {
@@ -77,7 +83,8 @@ impl Guest {
                     .filter(|case| !scheduler.left_out.contains(&case.name))
                     .filter(|case| !scheduler.by_daemon || case.about != About::Fault)
                     .filter(|case| {
-                        self.full || !scheduler.by_daemon || DAEMONS.contains(&case.name)
+                        let slow = !self.full || self.is_large();
+                        !slow || !scheduler.by_daemon || DAEMONS.contains(&case.name)
                     })
                     .filter(|case| {
                         let first = scheduler.name == SCHEDULERS[0].name;
@@ -90,8 +97,8 @@ impl Guest {
     }
 }
 
-/// Of a scheduler that decides in its daemon, what runs in the quick set: in an emulated guest on a busy host its daemon
-/// gets so little of the CPU that the others measure the host.
+/// Of a scheduler that decides in its daemon, what runs in the quick set and in large guests: in an emulated guest on a busy
+/// host, or with as many CPUs to share it with, its daemon gets so little of the CPU that the others measure the host.
 const DAEMONS: &[&str] = &["help", "refuses_bad_use", "loads"];
 
 /// What all daemons have from the library that they are built on: in the quick set, that one of them does it is enough.
