@@ -209,7 +209,8 @@ void BPF_STRUCT_OPS(numa_enqueue, struct task_struct *p, u64 enq_flags)
 	if (!sh || !q)
 		return;
 	now = scx_bpf_now();
-	vtime = fair_join(p, q->clock, clock_of(p, q, home)) - class_head(kind);
+	vtime = fair_enter(p, q->clock, clock_of(p, q, home), enq_flags & SCX_ENQ_WAKEUP) -
+		class_head(kind);
 	vtime = fair_marked(vtime, home, FAIR_QUEUED);
 	p->scx.dsq_vtime = vtime;
 

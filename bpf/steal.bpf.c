@@ -141,6 +141,7 @@ static s32 wait_near(const struct task_struct *p __arg_trusted, s32 cpu)
 	u32 k, first, from = (cpu + 1) & 63;
 	struct shard_words *w;
 	u64 calm;
+	s32 other;
 
 	if (!sh || !is_marked_queued(seat))
 		return cpu;
@@ -154,8 +155,11 @@ static s32 wait_near(const struct task_struct *p __arg_trusted, s32 cpu)
 		calm = sh->cpus[k & (SHARD_WORDS - 1)] & ~PEEK(w->queued[k & (SHARD_WORDS - 1)]);
 		if (!runs_anywhere(p))
 			calm &= allowed_word(p, first);
-		if (calm)
-			return first + ((lowest(turned(calm, from)) + from) & 63);
+		if (!calm)
+			continue;
+		other = first + ((lowest(turned(calm, from)) + from) & 63);
+		seat = lookup_seat(other);
+		return seat && !seat->leaving ? other : cpu;
 	}
 	return cpu;
 }
@@ -257,7 +261,8 @@ void BPF_STRUCT_OPS(steal_enqueue, struct task_struct *p, u64 enq_flags)
 		return;
 	}
 	now = scx_bpf_now();
-	vtime = fair_join(p, cc->clock, clock_of(p, cc, cpu)) - class_head(kind);
+	vtime = fair_enter(p, cc->clock, clock_of(p, cc, cpu), enq_flags & SCX_ENQ_WAKEUP) -
+		class_head(kind);
 	vtime = fair_marked(vtime, cpu, FAIR_QUEUED);
 	p->scx.dsq_vtime = vtime;
 	scx_bpf_dsq_insert_vtime(p, cpu, class_slice(ce), vtime, enq_flags);

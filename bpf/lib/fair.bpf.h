@@ -3,8 +3,9 @@
  * Fair by weight: virtual runtime, as in the kernel's own scheduler.
  *
  * A task's virtual runtime grows by the time it ran, divided by its weight
- * (100 is nice 0), which its cgroup has a part in (lib/cgroup_shares.bpf.h). In a queue the least one goes first, so over time each gets
- * a share in proportion to its weight.
+ * (100 is nice 0), which its cgroup has a part in (lib/cgroup_shares.bpf.h). In a
+ * queue the least one goes first, so over time each gets a share in proportion to
+ * its weight.
  *
  * Every queue has a clock: the least virtual runtime of those who run or wait
  * there, as far as it was seen; it never goes back. Whoever was first in the
@@ -16,9 +17,9 @@
  *
  * That is kept while it sleeps, but not the clock: what others had meanwhile
  * counts as had, so a debt fades as they catch up. If nobody ran, nobody did,
- * and a nap pays nothing. Whoever is behind, as it slept or was kept waiting, is
- * taken to be behind by credit_ns at most: who slept for an hour can't hold the
- * CPU for an hour.
+ * and a nap pays nothing. Whoever is behind, as it was kept waiting, is taken to
+ * be behind by credit_ns at most; who wakes up to wait in a queue, not at all: who
+ * slept for an hour can't hold the CPU for an hour.
  *
  *	p->scx.dsq_vtime	bits 63..13	virtual runtime, ns, in steps of 8 us
  *				bit 12		waits in a queue of the policy's
@@ -89,6 +90,18 @@ static __always_inline s64 fair_lag(const struct task_struct *p, u64 from)
 static __always_inline u64 fair_join(const struct task_struct *p, u64 clock, u64 from)
 {
 	return clock + fair_lag(p, from);
+}
+
+/*
+ * The same for one that joins a queue, and whether it @slept. Who did goes where
+ * it is anybody's turn, which is soon enough. Ahead of that, those who pass
+ * messages would run for each message, and not for several at once.
+ */
+static __always_inline u64 fair_enter(const struct task_struct *p, u64 clock, u64 from, bool slept)
+{
+	u64 vtime = fair_join(p, clock, from);
+
+	return slept && time_before(vtime, clock) ? clock : vtime;
 }
 
 /* @p, of virtual runtime @vtime, starts to run from a queue with this clock. */
