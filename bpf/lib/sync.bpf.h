@@ -12,6 +12,8 @@
  * those who were so before. A wrong announcement weighs SYNC_WRONG right ones. The
  * memory is a few bytes by the lowest bits of the waker's pid, per CPU: two wakers
  * may share one, and one that moved starts anew; either costs a wrong guess or two.
+ *
+ * Include after lib/shards.bpf.h.
  */
 #ifndef __MANYCORE_SYNC_BPF_H
 #define __MANYCORE_SYNC_BPF_H

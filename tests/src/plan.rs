@@ -143,8 +143,8 @@ pub struct Case {
     pub daemon: Daemon,
     /// What happens in it, for the page about reliability. Empty for those that are not on it.
     pub what: &'static str,
-    /// How long it may take in a guest of up to 16 CPUs, in seconds. It is there for cases that hang, so it is what none needs even on a
-    /// machine with much else to do: most take 5 to 20 on 2 idle cores.
+    /// How long it may take in a guest of up to 16 CPUs, in seconds. It is there for cases that hang, so it is what none
+    /// needs even on a machine with much else to do: most take 5 to 20 on 2 idle cores.
     pub limit_s: u64,
 }
 
