@@ -196,7 +196,6 @@ s32 BPF_STRUCT_OPS(steal_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wa
 		cpu = claim_far(p, prev_cpu);
 	if (cpu < 0)
 		return wait_near(p, prev_cpu);
-	cc = lookup_cpu_ctx(cpu);
 direct:
 	if (partial)
 		return cpu;

@@ -10,7 +10,6 @@
 use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 use manycore_tests::boot::{Space, need_kernel};
-use manycore_tests::machine::Machine;
 use manycore_tests::plan::{self, GUESTS, Guest, VIRTUAL_CLOCK};
 use manycore_tests::report::{Event, Outcome};
 use manycore_tests::results::{NOT_RUN, Record, passed_already};
@@ -200,17 +199,12 @@ impl Booted {
 
 /// How long a case may take, seen from here: a boot may come first, and the guest has its own limit.
 fn limit_of(case: &str, guest: &Guest) -> Duration {
-    boot_limit(guest) + plan::limit_of(case, cpus_of(guest)) + Duration::from_secs(60)
-}
-
-fn cpus_of(guest: &Guest) -> usize {
-    Machine::read(guest.topology).map_or(0, |machine| machine.cpus())
+    boot_limit(guest) + plan::limit_of(case, guest.cpus()) + Duration::from_secs(60)
 }
 
 fn boot_limit(guest: &Guest) -> Duration {
-    let cpus = cpus_of(guest);
     let slowness = if guest.virtual_clock { 3 } else { 1 };
-    Duration::from_secs(slowness * (120 + 4 * cpus as u64))
+    Duration::from_secs(slowness * (120 + 4 * guest.cpus() as u64))
 }
 
 impl Running {

@@ -55,9 +55,14 @@ impl Guest {
         format!("{}/{}{clock}", self.kernel, self.topology)
     }
 
+    /// How many CPUs it has, 0 if its topology can't be read.
+    pub fn cpus(&self) -> usize {
+        Machine::read(self.topology).map_or(0, |machine| machine.cpus())
+    }
+
     /// Its CPUs, emulated, are far more than the host's.
     fn is_large(&self) -> bool {
-        Machine::read(self.topology).is_ok_and(|machine| machine.cpus() > 16)
+        self.cpus() > 16
     }
 
     /// The names of its cases, `topology` or `scx_rr/loads`.
