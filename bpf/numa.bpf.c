@@ -97,14 +97,9 @@ s32 BPF_STRUCT_OPS(numa_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wak
 		cpu = claim_new_home(p, tc);
 	if (cpu < 0)
 		return prev_cpu;
-	seat = lookup_seat(cpu);
 direct:
 	if (partial)
 		return cpu;
-	q = seat ? lookup_queue(seat->shard) : NULL;
-	if (q)
-		p->scx.dsq_vtime = fair_marked(fair_join(p, q->clock, clock_of(p, q, seat->shard)),
-					       seat->shard, 0);
 	scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, class_slice(ce), enq_flags);
 	return cpu;
 }
@@ -172,7 +167,7 @@ static __always_inline void call_for(struct task_struct *p, struct task_ctx *tc,
 
 void BPF_STRUCT_OPS(numa_enqueue, struct task_struct *p, u64 enq_flags)
 {
-	s32 cpu = scx_bpf_task_cpu(p);
+	s32 cpu = task_cpu(p);
 	struct cpu_ctx *cc = lookup_cpu_ctx(cpu);
 	struct seat *seat = lookup_seat(cpu);
 	struct task_ctx *tc = lookup_task(p);
@@ -336,7 +331,7 @@ void BPF_STRUCT_OPS(numa_dispatch, s32 cpu, struct task_struct *prev)
  */
 void BPF_STRUCT_OPS(numa_running, struct task_struct *p)
 {
-	s32 cpu = scx_bpf_task_cpu(p);
+	s32 cpu = task_cpu(p);
 	struct cpu_ctx *cc = lookup_cpu_ctx(cpu);
 	struct seat *seat = lookup_seat(cpu);
 	struct queue_ctx *q = seat ? lookup_queue(seat->shard) : NULL;
@@ -366,14 +361,13 @@ void BPF_STRUCT_OPS(numa_running, struct task_struct *p)
 
 void BPF_STRUCT_OPS(numa_stopping, struct task_struct *p, bool runnable)
 {
-	s32 cpu = scx_bpf_task_cpu(p);
+	s32 cpu = task_cpu(p);
 	struct cpu_ctx *cc = lookup_cpu_ctx(cpu);
 	struct seat *seat = lookup_seat(cpu);
-	struct queue_ctx *q = seat ? lookup_queue(seat->shard) : NULL;
 	struct shard *sh = seat ? lookup_shard(seat->shard) : NULL;
 	u64 used;
 
-	if (!cc || !q || !sh)
+	if (!cc || !sh)
 		return;
 	used = p->se.exec_start - cc->run.at;
 	p->scx.dsq_vtime = fair_leave(p, cc->run.weight, used);

@@ -34,6 +34,7 @@
 #define HISTS_NR RR_NR_HISTS
 #include "lib/hist.bpf.h"
 #include "lib/domains.bpf.h"
+#include "lib/task.bpf.h"
 #include "lib/unserved.bpf.h"
 
 char _license[] SEC("license") = "GPL";
@@ -238,25 +239,12 @@ s32 BPF_STRUCT_OPS(rr_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake_
 }
 
 /*
- * Can @p run nowhere else? A task that cpu_release hands back counts as free
- * unless its mask says otherwise: it may be the very one that runs, with one
- * BPF program inside another, and each of the two makes it look as if it had
- * disabled migration. If it really has, the kernel skips it in the shared queue
- * on every CPU but its own.
- */
-static bool is_pinned(const struct task_struct *p, u64 enq_flags)
-{
-	return p->nr_cpus_allowed == 1 ||
-	       (!(enq_flags & SCX_ENQ_REENQ) && is_migration_disabled(p));
-}
-
-/*
  * A task has to wait: it woke up and no CPU is idle, or its slice is used up,
  * or it was moved here.
  */
 void BPF_STRUCT_OPS(rr_enqueue, struct task_struct *p, u64 enq_flags)
 {
-	s32 cpu = scx_bpf_task_cpu(p);
+	s32 cpu = task_cpu(p);
 	u32 dom = domain_of(cpu);
 
 	/*

@@ -233,7 +233,7 @@ static __always_inline void kick_idle_for(const struct task_struct *p, s32 cpu)
 
 void BPF_STRUCT_OPS(steal_enqueue, struct task_struct *p, u64 enq_flags)
 {
-	s32 cpu = scx_bpf_task_cpu(p);
+	s32 cpu = task_cpu(p);
 	struct cpu_ctx *cc = lookup_cpu_ctx(cpu);
 	struct seat *seat = lookup_seat(cpu);
 	const struct class_entry *ce = class_of(p);
@@ -368,7 +368,7 @@ void BPF_STRUCT_OPS(steal_dispatch, s32 cpu, struct task_struct *prev)
  */
 void BPF_STRUCT_OPS(steal_running, struct task_struct *p)
 {
-	s32 cpu = scx_bpf_task_cpu(p);
+	s32 cpu = task_cpu(p);
 	struct cpu_ctx *cc = lookup_cpu_ctx(cpu);
 	const struct class_entry *ce = class_of(p);
 	u64 vtime, from;
@@ -394,7 +394,7 @@ void BPF_STRUCT_OPS(steal_running, struct task_struct *p)
 
 void BPF_STRUCT_OPS(steal_stopping, struct task_struct *p, bool runnable)
 {
-	struct cpu_ctx *cc = lookup_cpu_ctx(scx_bpf_task_cpu(p));
+	struct cpu_ctx *cc = lookup_cpu_ctx(task_cpu(p));
 	u64 used;
 
 	if (!cc)

@@ -25,6 +25,7 @@
 #define __MANYCORE_SHARDS_BPF_H
 
 #include "lib/shards.h"
+#include "lib/task.bpf.h"
 
 const volatile u32 nr_cpu_ids = 1;	/* highest possible CPU id, plus one */
 const volatile u32 nr_possible = 1;	/* CPUs that are possible */
@@ -232,17 +233,6 @@ static __always_inline u64 allowed_word(const struct task_struct *p, u32 first_c
 
 	bpf_probe_read_kernel(&word, sizeof(word), &p->cpus_ptr->bits[first_cpu >> 6]);
 	return word;
-}
-
-/* May @p run on one CPU only, now? */
-static __always_inline bool is_pinned(const struct task_struct *p, u64 enq_flags)
-{
-	/*
-	 * A task that cpu_release hands back only looks as if it had disabled
-	 * migration, since BPF programs do.
-	 */
-	return p->nr_cpus_allowed == 1 ||
-	       (!(enq_flags & SCX_ENQ_REENQ) && is_migration_disabled(p));
 }
 
 /* May @p run on every CPU there is? */
