@@ -84,7 +84,7 @@ s32 BPF_STRUCT_OPS(numa_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wak
 		seat = cc ? lookup_seat(cpu) : NULL;
 		q = seat ? lookup_queue(seat->shard) : NULL;
 		if (q && class_takes_over(&cc->run, fair_join(p, q->clock,
-							      clock_of(p, q, seat->shard)))) {
+							      clock_of(p, q, seat->shard), true))) {
 			enq_flags = SCX_ENQ_PREEMPT;
 			count(NUMA_PREEMPTIONS);
 			count(NUMA_PREEMPT_BATCH);
@@ -204,7 +204,7 @@ void BPF_STRUCT_OPS(numa_enqueue, struct task_struct *p, u64 enq_flags)
 	if (!sh || !q)
 		return;
 	now = scx_bpf_now();
-	vtime = fair_enter(p, q->clock, clock_of(p, q, home), enq_flags & SCX_ENQ_WAKEUP) -
+	vtime = fair_join(p, q->clock, clock_of(p, q, home), enq_flags & SCX_ENQ_WAKEUP) -
 		class_head(kind);
 	vtime = fair_marked(vtime, home, FAIR_QUEUED);
 	p->scx.dsq_vtime = vtime;
@@ -342,7 +342,9 @@ void BPF_STRUCT_OPS(numa_running, struct task_struct *p)
 	if (!cc || !q || !sh)
 		return;
 	class_leave(p, class_kind(ce));
-	vtime = fair_marked(fair_join(p, q->clock, clock_of(p, q, seat->shard)), seat->shard, 0);
+	vtime = fair_join(p, q->clock, clock_of(p, q, seat->shard),
+			  !fair_is_queued(p->scx.dsq_vtime));
+	vtime = fair_marked(vtime, seat->shard, 0);
 	p->scx.dsq_vtime = vtime;
 	/*
 	 * Who overtakes the queue must not take its clock along. Shared by the

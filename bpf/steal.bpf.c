@@ -183,7 +183,7 @@ s32 BPF_STRUCT_OPS(steal_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wa
 	if (cpu < 0 && class_stays_near(ce)) {
 		cpu = claim_batch_near(p, prev_cpu, SHARDS_PER_NODE);
 		cc = cpu >= 0 ? lookup_cpu_ctx(cpu) : NULL;
-		if (cc && class_takes_over(&cc->run, fair_join(p, cc->clock, clock_of(p, cc, cpu)))) {
+		if (cc && class_takes_over(&cc->run, fair_join(p, cc->clock, clock_of(p, cc, cpu), true))) {
 			enq_flags = SCX_ENQ_PREEMPT;
 			count(STEAL_PREEMPTIONS);
 			count(STEAL_PREEMPT_BATCH);
@@ -260,7 +260,7 @@ void BPF_STRUCT_OPS(steal_enqueue, struct task_struct *p, u64 enq_flags)
 		return;
 	}
 	now = scx_bpf_now();
-	vtime = fair_enter(p, cc->clock, clock_of(p, cc, cpu), enq_flags & SCX_ENQ_WAKEUP) -
+	vtime = fair_join(p, cc->clock, clock_of(p, cc, cpu), enq_flags & SCX_ENQ_WAKEUP) -
 		class_head(kind);
 	vtime = fair_marked(vtime, cpu, FAIR_QUEUED);
 	p->scx.dsq_vtime = vtime;
@@ -353,6 +353,7 @@ void BPF_STRUCT_OPS(steal_dispatch, s32 cpu, struct task_struct *prev)
 	 * sees the bit, or this one sees the task.
 	 */
 	count(STEAL_WENT_IDLE);
+	pace_idle(&cc->pace);
 	mark_idle(seat);
 	if (work_waits(seat, cpu) && (take_own(cc, cpu, seat) || steal_anywhere(cc, cpu))) {
 		mark_busy(seat);
@@ -379,7 +380,7 @@ void BPF_STRUCT_OPS(steal_running, struct task_struct *p)
 	class_leave(p, class_kind(ce));
 	vtime = p->scx.dsq_vtime;
 	from = fair_frame(vtime) == cpu ? cc->clock : clock_it_left(cc, vtime);
-	vtime = fair_marked(fair_join(p, cc->clock, from), cpu, 0);
+	vtime = fair_marked(fair_join(p, cc->clock, from, !fair_is_queued(vtime)), cpu, 0);
 	p->scx.dsq_vtime = vtime;
 	/* Who overtakes the queue must not take its clock along. */
 	if ((cc->from_own && !class_head(class_kind(ce))) || !cc->filled)

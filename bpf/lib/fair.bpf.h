@@ -18,8 +18,8 @@
  * That is kept while it sleeps, but not the clock: what others had meanwhile
  * counts as had, so a debt fades as they catch up. If nobody ran, nobody did,
  * and a nap pays nothing. Whoever is behind, as it was kept waiting, is taken to
- * be behind by credit_ns at most; who wakes up to wait in a queue, not at all: who
- * slept for an hour can't hold the CPU for an hour.
+ * be behind by credit_ns at most; who wakes up, not at all: who slept for an hour
+ * can't hold the CPU for an hour.
  *
  *	p->scx.dsq_vtime	bits 63..13	virtual runtime, ns, in steps of 8 us
  *				bit 12		waits in a queue of the policy's
@@ -86,22 +86,17 @@ static __always_inline s64 fair_lag(const struct task_struct *p, u64 from)
 	return vtime ? bounded_lag(vtime - from) : 0;
 }
 
-/* @p joins a queue, or starts to run, where the clock is @clock; @from as above. */
-static __always_inline u64 fair_join(const struct task_struct *p, u64 clock, u64 from)
-{
-	return clock + fair_lag(p, from);
-}
-
 /*
- * The same for one that joins a queue, and whether it @slept. Who did goes where
- * it is anybody's turn, which is soon enough. Ahead of that, those who pass
- * messages would run for each message, and not for several at once.
+ * @p joins a queue, or starts to run, where the clock is @clock; @from as above, and
+ * whether it @slept until now. Who did goes where it is anybody's turn, which is
+ * soon enough. Ahead of that, those who pass messages would run for each message,
+ * and not for several at once, and nobody who wakes up later could interrupt them.
  */
-static __always_inline u64 fair_enter(const struct task_struct *p, u64 clock, u64 from, bool slept)
+static __always_inline u64 fair_join(const struct task_struct *p, u64 clock, u64 from, bool slept)
 {
-	u64 vtime = fair_join(p, clock, from);
+	s64 lag = fair_lag(p, from);
 
-	return slept && time_before(vtime, clock) ? clock : vtime;
+	return slept && lag < 0 ? clock : clock + lag;
 }
 
 /* @p, of virtual runtime @vtime, starts to run from a queue with this clock. */

@@ -9,6 +9,9 @@
  * real time began. For a task that is taken from one queue to another, the
  * difference between how far both clocks have come since is part of its lag.
  *
+ * A clock stands while its CPU idles. That nobody needed the CPU says nothing of how
+ * fast it runs, so nothing is said of a CPU that went idle in this epoch.
+ *
  * Epochs are short, and what comes of them is bounded by credit_ns like any lag:
  * a CPU with many pinned tasks may be slower than the others for ever.
  */
@@ -23,6 +26,7 @@ struct pace {
 	u64 epoch;
 	u64 then;		/* the clock when this epoch began */
 	u64 before;		/* and when the last one did */
+	u64 idled;		/* the last epoch in which the CPU went idle */
 };
 
 /* The clock is @clock, at @now. To be called before it is moved on. */
@@ -38,13 +42,20 @@ static __always_inline void pace_note(struct pace *pace, u64 clock, u64 now)
 	pace->epoch = epoch;
 }
 
+/* The CPU has nothing to do. */
+static __always_inline void pace_idle(struct pace *pace)
+{
+	pace->idled = pace->epoch;
+}
+
 /* By how much more than @there did the clock @here move on? In ns of virtual runtime; 0 if that is not known. */
 static __always_inline s64 pace_ahead(const struct pace *here, u64 clock_here,
 				      const struct pace *there, u64 clock_there)
 {
 	s64 ahead;
 
-	if (here->epoch != there->epoch)
+	if (here->epoch != there->epoch || here->epoch == here->idled ||
+	    there->epoch == there->idled)
 		return 0;
 	ahead = (clock_here - here->before) - (clock_there - there->before);
 	if (ahead > (s64)credit_ns)

@@ -15,8 +15,8 @@ pub struct FairOpts {
     #[arg(long, value_name = "US", default_value_t = 300, value_parser = clap::value_parser!(u64).range(0..=100_000))]
     pub preempt_us: u64,
 
-    /// How much a task that had to wait, or slept until a CPU was idle, may be ahead of the others in its queue, in
-    /// microseconds, 0 to 1000000; one that wakes up to wait is not
+    /// How much a task that had to wait may be ahead of the others in its queue, in microseconds, 0 to 1000000; one that
+    /// wakes up never is
     #[arg(long, value_name = "US", default_value_t = 3000, value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
     pub credit_us: u64,
 
