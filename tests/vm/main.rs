@@ -1,5 +1,5 @@
-//! The cases of `manycore_tests::plan`, run in guests. Each guest is booted once, when the first of its cases is due,
-//! and runs those that were asked for, one after the other; each is a test of its own, named like `6.12/t8/scx_rr/fair`.
+//! The cases of `manycore_tests::plan`, run in guests. Each guest is booted once and runs those of its cases that were asked
+//! for, one after the other; each is a test of its own, named like `6.12/t8/scx_rr/fair`.
 //!
 //! ```text
 //! cargo test -p manycore-tests --test vm                    the quick set
@@ -7,47 +7,53 @@
 //! cargo test -p manycore-tests --test vm -- --ignored       the rest of the full set: up to 256 CPUs, much slower
 //! ```
 
-use anyhow::{Context, Result, bail, ensure};
-use libtest_mimic::{Arguments, Failed, Trial};
-use manycore_tests::boot::{Space, need_kernel};
-use manycore_tests::plan::{self, GUESTS, Guest, VIRTUAL_CLOCK};
-use manycore_tests::report::{Event, Outcome};
-use manycore_tests::results::{NOT_RUN, Record, passed_already};
-use std::io::{BufRead, BufReader, Read};
-use std::process::{Child, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+mod booted;
+mod lanes;
+
+use lanes::Lanes;
+use libtest_mimic::{Arguments, Trial};
+use manycore_tests::plan::{GUESTS, Guest};
+use manycore_tests::results::passed_already;
+use std::sync::Arc;
 
 fn main() {
     let mut args = Arguments::from_args();
-    // One guest at a time: they would only slow each other down, and with that spoil what is measured.
+    // The guests run ahead of what is told of them, which is in the order of the plan.
     args.test_threads = Some(1);
     let passed = passed_already();
-    let trials = GUESTS
-        .iter()
-        .flat_map(|guest| {
-            let selected = guest
-                .cases()
+    let is_left = |guest: &Guest, case: &str| !passed.contains(&trial_name(guest, case));
+    let mut lanes = Lanes::default();
+    let mut due = Vec::new();
+    for guest in GUESTS {
+        let mut cases = guest.cases();
+        cases.retain(|case| is_left(guest, case));
+        let selected = cases
+            .iter()
+            .filter(|case| is_selected(&args, guest, &trial_name(guest, case)))
+            .cloned()
+            .collect();
+        let results = Arc::new(lanes.add(guest, selected));
+        due.extend(
+            cases
                 .into_iter()
-                .filter(|case| !passed.contains(&trial_name(guest, case)))
-                .filter(|case| is_selected(&args, guest, &trial_name(guest, case)))
-                .collect();
-            let booted = Arc::new(Mutex::new(Booted::new(guest, selected)));
-            let left: Vec<_> = guest
-                .cases()
-                .into_iter()
-                .filter(|case| !passed.contains(&trial_name(guest, case)))
-                .collect();
-            left.into_iter().map(move |case| {
-                let booted = Arc::clone(&booted);
-                Trial::test(trial_name(guest, &case), move || {
-                    let mut booted = booted.lock().unwrap_or_else(PoisonError::into_inner);
-                    booted.result(&case)
-                })
-                .with_ignored_flag(guest.full)
+                .map(|case| (guest, case, Arc::clone(&results))),
+        );
+    }
+    let lanes = Arc::new(lanes);
+    let trials = due
+        .into_iter()
+        .map(|(guest, case, results)| {
+            let lanes = Arc::clone(&lanes);
+            Trial::test(trial_name(guest, &case), move || {
+                lanes.start();
+                let told = results.of(&case);
+                // If it failed, all is said again at the end, which may be hours away.
+                if let Some(line) = told.line {
+                    eprintln!("{line}");
+                }
+                told.result
             })
+            .with_ignored_flag(guest.full)
         })
         .collect();
     libtest_mimic::run(&args, trials).exit();
@@ -69,264 +75,4 @@ fn is_selected(args: &Arguments, guest: &Guest, name: &str) -> bool {
     args.filter.as_deref().is_none_or(fits)
         && !args.skip.iter().any(|skip| fits(skip))
         && (args.include_ignored || guest.full == args.ignored)
-}
-
-/// A guest, booted when its first case is due.
-struct Booted {
-    guest: &'static Guest,
-    /// Its cases that are to run.
-    selected: Vec<String>,
-    state: State,
-    /// How often QEMU itself has failed in booting it.
-    crashes: u32,
-}
-
-/// QEMU 10.0.2 fails now and then in an assertion about a device's interrupts when several vCPUs boot on a busy host
-/// (`msix_table_mmio_write`), or its guest never comes up. No scheduler was loaded by then, so that says nothing of what
-/// is tested: so many times, the guest is booted again. So it is for a crash that only an emulator can cause.
-const CRASHES_MAX: u32 = 2;
-
-/// The kernel changes its code while other CPUs run it, by way of breakpoints. An emulated CPU may hit one that the kernel
-/// has taken away already, and takes that for a crash (seen on 7.3 while a scheduler was loaded, which changes much
-/// code). A real CPU can't, and no BPF program can set a breakpoint.
-const STALE_BREAKPOINT: &str = "(int3: ";
-
-enum State {
-    NotYet,
-    Up(Box<Running>),
-    /// It can't run any more cases, and why.
-    Down(String),
-}
-
-struct Running {
-    space: Space,
-    child: Child,
-    events: Receiver<Event>,
-    errors: JoinHandle<String>,
-    /// The guest has said something.
-    heard: bool,
-}
-
-impl Booted {
-    fn new(guest: &'static Guest, selected: Vec<String>) -> Self {
-        Self {
-            guest,
-            selected,
-            state: State::NotYet,
-            crashes: 0,
-        }
-    }
-
-    fn result(&mut self, case: &str) -> Result<(), Failed> {
-        loop {
-            match self.try_result(case) {
-                Err(why) if matches!(self.state, State::NotYet) => {
-                    let why = why.message().unwrap_or_default();
-                    eprintln!("{} crashed by itself, so again: {why}", self.guest.name());
-                }
-                result => return result,
-            }
-        }
-    }
-
-    /// The same, but with nothing booted afterwards if it is worth another try.
-    fn try_result(&mut self, case: &str) -> Result<(), Failed> {
-        if let State::NotYet = self.state {
-            let left = self.selected.iter().position(|one| one == case);
-            let left = &self.selected[left.unwrap_or(0)..];
-            self.state = match Running::boot(self.guest, left) {
-                Ok(running) => State::Up(Box::new(running)),
-                Err(error) => State::Down(format!("{error:#}")),
-            };
-        }
-        let outcome = match &mut self.state {
-            State::Up(running) => running.wait_for(case, self.guest),
-            State::Down(why) => return Err(why.as_str().into()),
-            State::NotYet => unreachable!("it was just booted"),
-        };
-        let heard = matches!(&self.state, State::Up(running) if running.heard);
-        let last = self.selected.last().is_some_and(|last| last == case);
-        let ended = if last || outcome.is_err() {
-            self.shut_down()
-        } else {
-            Ok(())
-        };
-        let told = match &outcome {
-            Ok(outcome) => Ok(outcome.clone()),
-            // What happens while it boots says nothing of the case.
-            Err(error) if !heard => Err(format!("{NOT_RUN}{error:#}")),
-            Err(error) => Err(format!("{error:#}")),
-        };
-        if let Err(error) = Record::new(self.guest, case, &told).keep() {
-            eprintln!("the result is not kept: {error:#}");
-        }
-        match outcome {
-            Ok(outcome) if outcome.ok => {
-                eprintln!("{} ({:.1} s)", outcome.message, outcome.seconds);
-                Ok(ended.map_err(|error| format!("after the last case: {error:#}"))?)
-            }
-            Ok(outcome) => {
-                // All is said again at the end, which may be hours away.
-                eprintln!("{} ({:.1} s)", outcome.message, outcome.seconds);
-                Err(format!("{}\n{}", outcome.message, outcome.output.trim_end()).into())
-            }
-            Err(error) => {
-                let why = match ended {
-                    Ok(()) => format!("{error:#}"),
-                    Err(end) => format!("{error:#}: {end:#}"),
-                };
-                let own_fault = !heard || why.contains(STALE_BREAKPOINT);
-                self.state = if own_fault && self.crashes < CRASHES_MAX {
-                    self.crashes += 1;
-                    State::NotYet
-                } else {
-                    State::Down(format!("{NOT_RUN}in {case}, {why}"))
-                };
-                Err(why.into())
-            }
-        }
-    }
-
-    /// Waits for the guest's end, which is due.
-    fn shut_down(&mut self) -> Result<()> {
-        let down = State::Down("the guest has ended".into());
-        let State::Up(running) = std::mem::replace(&mut self.state, down) else {
-            return Ok(());
-        };
-        running.end()
-    }
-}
-
-/// How long a case may take, seen from here: a boot may come first, and the guest has its own limit.
-fn limit_of(case: &str, guest: &Guest) -> Duration {
-    boot_limit(guest) + plan::limit_of(case, guest.cpus()) + Duration::from_secs(60)
-}
-
-fn boot_limit(guest: &Guest) -> Duration {
-    let slowness = if guest.virtual_clock { 3 } else { 1 };
-    Duration::from_secs(slowness * (120 + 4 * guest.cpus() as u64))
-}
-
-impl Running {
-    fn boot(guest: &Guest, cases: &[String]) -> Result<Self> {
-        need_kernel(guest.kernel)?;
-        let space = Space::new()?;
-        let total: u64 = cases
-            .iter()
-            .map(|case| limit_of(case, guest).as_secs())
-            .sum();
-        let timeout = total.to_string();
-        let mut command = space.xtask(["vm", "run", "--kernel", guest.kernel])?;
-        command.args(["--topology", guest.topology, "--timeout", &timeout]);
-        if guest.virtual_clock {
-            let mark = format!("{VIRTUAL_CLOCK}=1");
-            command.args(["--clock", "virtual", "--", "env", &mark]);
-        } else {
-            command.arg("--");
-        }
-        command
-            .arg(env!("CARGO_BIN_EXE_manycore-guest"))
-            .args(["run", guest.topology])
-            .args(cases);
-        let started = Instant::now();
-        let mut child = command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("starting xtask")?;
-        let stdout = child.stdout.take().context("a pipe was asked for")?;
-        let mut stderr = child.stderr.take().context("a pipe was asked for")?;
-        let (sender, events) = channel();
-        let name = guest.name();
-        std::thread::spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                match Event::parse(&line) {
-                    // Nobody waits any more: read on all the same, so that the guest isn't blocked.
-                    Some(event) => drop(sender.send(event)),
-                    None => eprintln!("{name}: {line}"),
-                }
-            }
-        });
-        let errors = std::thread::spawn(move || {
-            let mut text = Vec::new();
-            let _ = stderr.read_to_end(&mut text);
-            String::from_utf8_lossy(&text).into_owned()
-        });
-        eprintln!(
-            "booting {} (xtask up after {} ms)",
-            guest.name(),
-            started.elapsed().as_millis()
-        );
-        Ok(Self {
-            space,
-            child,
-            events,
-            errors,
-            heard: false,
-        })
-    }
-
-    /// The outcome of a case. An error if the guest ends or says nothing for too long.
-    fn wait_for(&mut self, case: &str, guest: &Guest) -> Result<Outcome> {
-        let started = Instant::now();
-        loop {
-            let limit = if self.heard {
-                limit_of(case, guest)
-            } else {
-                boot_limit(guest)
-            };
-            let left = (started + limit).saturating_duration_since(Instant::now());
-            match self.events.recv_timeout(left) {
-                Ok(Event::End(outcome)) if outcome.case == case => {
-                    self.heard = true;
-                    return Ok(outcome);
-                }
-                Ok(_) => self.heard = true,
-                Err(RecvTimeoutError::Disconnected) => bail!("the guest died"),
-                Err(RecvTimeoutError::Timeout) => {
-                    self.interrupt();
-                    bail!("no answer from the guest for {} s", limit.as_secs())
-                }
-            }
-        }
-    }
-
-    fn interrupt(&self) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        // It may have ended in this moment.
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-    }
-
-    /// Waits for xtask to end, which it must do well and leave nothing.
-    fn end(mut self) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        let status = loop {
-            if let Some(status) = self.child.try_wait().context("waiting for xtask")? {
-                break status;
-            }
-            if Instant::now() > deadline {
-                self.interrupt();
-                let _ = self.child.wait();
-                bail!("the guest did not end by itself");
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        };
-        let errors = self.errors.join().unwrap_or_default();
-        ensure!(
-            status.success(),
-            "`xtask vm run` ended with {status}: {}",
-            errors.trim_end()
-        );
-        self.space.check_clean()
-    }
-}
-
-impl Drop for Booted {
-    fn drop(&mut self) {
-        // A filter that changed its mind, or a panic above: leave no guest behind.
-        if let State::Up(running) = &mut self.state {
-            running.interrupt();
-            let _ = running.child.wait();
-        }
-    }
 }

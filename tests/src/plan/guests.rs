@@ -61,7 +61,7 @@ impl Guest {
     }
 
     /// Its CPUs, emulated, are far more than the host's.
-    fn is_large(&self) -> bool {
+    pub fn is_large(&self) -> bool {
         self.cpus() > 16
     }
 

@@ -1,0 +1,134 @@
+//! Guests run in the background, two at a time: a case mostly waits for a daemon that is loaded on one CPU of its guest,
+//! and a boot takes one, too. What is measured in a guest with a real clock has bounds for a host with more to do than
+//! that. Those with far more CPUs than the host run alone.
+
+use crate::booted::{Booted, Told};
+use manycore_tests::plan::Guest;
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::available_parallelism;
+
+const LANES: usize = 2;
+
+/// A guest that is to run, and its cases.
+struct Job {
+    guest: &'static Guest,
+    cases: Vec<String>,
+    results: Sender<(String, Told)>,
+}
+
+/// All guests that are to run.
+#[derive(Default)]
+pub struct Lanes {
+    started: OnceLock<()>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<Job>,
+    /// How many lanes are taken.
+    taken: usize,
+}
+
+/// Where the results of a guest's cases arrive.
+pub struct Results(Mutex<Receiver<(String, Told)>>);
+
+impl Lanes {
+    /// A guest that is to run these cases after those that were added before.
+    pub fn add(&mut self, guest: &'static Guest, cases: Vec<String>) -> Results {
+        let (results, receiver) = channel();
+        if !cases.is_empty() {
+            let job = Job {
+                guest,
+                cases,
+                results,
+            };
+            self.shared.lock().waiting.push_back(job);
+        }
+        Results(Mutex::new(receiver))
+    }
+
+    /// Lets them run, if they don't already.
+    pub fn start(&self) {
+        self.started.get_or_init(|| {
+            let lanes = available_parallelism().map_or(1, |cpus| cpus.get().min(LANES));
+            for _ in 0..lanes {
+                let shared = Arc::clone(&self.shared);
+                std::thread::spawn(move || shared.run(lanes));
+            }
+        });
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs one guest after the other, as long as any waits.
+    fn run(&self, lanes: usize) {
+        while let Some((job, _taken)) = self.take(lanes) {
+            let mut booted = Booted::new(job.guest, job.cases.clone());
+            for case in job.cases {
+                let told = booted.told(&case);
+                // The other end is there until all trials have ended.
+                let _ = job.results.send((case, told));
+            }
+        }
+    }
+
+    /// The first that waits, once the lanes are free that it takes.
+    fn take(&self, lanes: usize) -> Option<(Job, Taken<'_>)> {
+        let mut state = self.lock();
+        loop {
+            let width = if state.waiting.front()?.guest.is_large() {
+                lanes
+            } else {
+                1
+            };
+            if state.taken + width <= lanes {
+                let job = state.waiting.pop_front()?;
+                state.taken += width;
+                let shared = self;
+                return Some((job, Taken { shared, width }));
+            }
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// Lanes that are taken, however that ends.
+struct Taken<'a> {
+    shared: &'a Shared,
+    width: usize,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        self.shared.lock().taken -= self.width;
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Results {
+    /// Waits for how a case went. Cases are to be asked for in the order in which they run.
+    pub fn of(&self, case: &str) -> Told {
+        let receiver = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match receiver.recv() {
+            Ok((name, told)) if name == case => told,
+            Ok((name, _)) => Told::broken(format!("{name} was run in its place")),
+            Err(_) => Told::broken("its guest was given up, see above".into()),
+        }
+    }
+}
