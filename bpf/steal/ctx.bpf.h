@@ -34,6 +34,7 @@ struct cpu_ctx {
 	u32 hint;		/* 1 + the CPU that whoever woke this one points to */
 	u8 filled;		/* its queue may have tasks */
 	u8 from_own;		/* the next task was the first of its queue */
+	u8 goes_far;		/* it took a task from another node when it compared queues last */
 	struct sync_ctx sync;
 } __attribute__((aligned(CACHE_PAIR)));
 

@@ -276,9 +276,9 @@ static __always_inline void look_far(struct fair_look *look, struct cpu_ctx *cc,
 }
 
 /*
- * The own cache, every other time another one, now and then another node. Where
- * nobody waits near, further away at once: there may be three tasks to a CPU while
- * each has its own here.
+ * The own cache, every other time another one, now and then another node, and that
+ * again as long as it pays. Where nobody waits near, further away at once: there may
+ * be three tasks to a CPU while each has its own here.
  */
 static __always_inline void look_where(struct fair_look *look, struct cpu_ctx *cc,
 				       const struct seat *seat, const struct shard *sh)
@@ -290,7 +290,7 @@ static __always_inline void look_where(struct fair_look *look, struct cpu_ctx *c
 	look->shard = NO_SHARD;
 	if (!n)
 		return;
-	if (turn % 8 == 7)
+	if (cc->goes_far || turn % 4 == 3)
 		look_far(look, cc, n, turn / 2);
 	if (look->shard == NO_SHARD && n->nr_shards > 1 && (turn % 2 || !near)) {
 		look->event = STEAL_DISP_NODE;
@@ -364,8 +364,10 @@ static __noinline bool balance(struct cpu_ctx *cc, s32 cpu, u64 mine)
 	if ((best.worth > look.least && steal_from(cc, best.victim, look.event)) ||
 	    (next.worth > look.least && steal_from(cc, next.victim, look.event))) {
 		count(STEAL_BALANCED);
+		cc->goes_far = look.event == STEAL_DISP_REMOTE;
 		return true;
 	}
+	cc->goes_far = 0;
 	/* The next tick may be two slices away. */
 	if (queued <= 0)
 		set_alarm(cpu, scx_bpf_now(), slice_ns);
