@@ -344,6 +344,25 @@ pub(crate) fn set_policy(tid: i32, policy: i32, priority: i32) -> Result<()> {
     Ok(())
 }
 
+/// The calling thread is a real-time one until this is dropped, so that what it does to others takes no longer the more
+/// they compute. What it starts meanwhile is real-time, too.
+pub(crate) struct RealTime(());
+
+impl RealTime {
+    pub(crate) fn begin() -> Result<Self> {
+        set_policy(0, libc::SCHED_FIFO, 1)?;
+        Ok(Self(()))
+    }
+}
+
+impl Drop for RealTime {
+    fn drop(&mut self) {
+        if let Err(error) = set_policy(0, libc::SCHED_OTHER, 0) {
+            eprintln!("a thread stays real-time: {error:#}");
+        }
+    }
+}
+
 /// How long each of these tasks has been running on a CPU, in ns. Tasks that are gone are left out.
 pub(crate) fn runtimes(tids: impl Iterator<Item = i32>) -> Result<BTreeMap<i32, u64>> {
     let mut all = BTreeMap::new();

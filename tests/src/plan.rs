@@ -339,7 +339,7 @@ pub const CASES: &[Case] = &[
     fault(
         "reload",
         1500,
-        "loaded and unloaded 50 times, and by two daemons at once",
+        "loaded and unloaded 50 times (10 on more than 16 CPUs), and by two daemons at once",
     ),
     fault(
         "faults",
