@@ -65,6 +65,7 @@ pub(crate) fn function(name: &str) -> Option<Function> {
         "fault_cgroups" => faults::cgroups,
         "fault_affinity" => faults::affinity,
         "fault_forks" => faults::forks,
+        "fault_threads" => faults::threads,
         "fault_exec" => faults::exec,
         "fault_rt" => faults::rt,
         "fault_memory" => faults::memory,

@@ -1,6 +1,8 @@
 //! What the kernel says.
 
 use anyhow::{Context, Result};
+use libbpf_rs::ProgramType;
+use libbpf_rs::query::ProgInfoIter;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
@@ -90,6 +92,34 @@ impl Log {
             .filter(|line| !KNOWN.iter().any(|word| line.contains(word)))
             .cloned()
             .collect()
+    }
+}
+
+/// What the verifier looked at to admit the BPF programs of schedulers that are loaded now.
+#[derive(Debug, Default)]
+pub(crate) struct Verified {
+    pub(crate) programs: usize,
+    /// In all of them.
+    pub(crate) instructions: u64,
+    /// The name of the one that took most, and how many.
+    pub(crate) largest: (String, u32),
+}
+
+impl Verified {
+    pub(crate) fn read() -> Self {
+        let mut all = Self::default();
+        for program in ProgInfoIter::default() {
+            if program.ty != ProgramType::StructOps {
+                continue;
+            }
+            all.programs += 1;
+            all.instructions += u64::from(program.verified_insns);
+            if program.verified_insns > all.largest.1 {
+                let name = program.name.to_string_lossy().into_owned();
+                all.largest = (name, program.verified_insns);
+            }
+        }
+        all
     }
 }
 

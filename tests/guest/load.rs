@@ -22,6 +22,8 @@ pub(crate) enum Work {
     Spin,
     /// Works for a moment and sleeps for a moment.
     Sleep,
+    /// The same, but sleeps for five to ten seconds.
+    Nap,
     /// Offers its CPU after each moment of work.
     Yield,
     /// Starts a process and waits for it.
@@ -173,6 +175,9 @@ fn labour(work: Work, shared: &Shared, started: &Sender<Pid>) {
         match work {
             Work::Spin => {}
             Work::Sleep => std::thread::sleep(Duration::from_micros(300)),
+            Work::Nap => {
+                std::thread::sleep(Duration::from_millis(5000 + random.below(5000) as u64))
+            }
             Work::Yield => std::thread::yield_now(),
             Work::Fork => {
                 let done = Command::new("true").status();
@@ -279,19 +284,20 @@ impl Load {
                 .iter()
                 .zip(&before)
                 .filter(|(worker, before)| worker.rounds() < **before + 2)
-                .map(|(worker, _)| worker.name())
+                .map(|(worker, _)| worker)
                 .collect();
             if stuck.is_empty() {
                 return Ok(());
             }
             if Instant::now() > deadline {
                 eprintln!("{}", crate::kernel::scheduler_dump());
+                let some: Vec<_> = stuck.iter().take(40).map(|worker| worker.name()).collect();
                 bail!(
-                    "{} of {} threads made no progress within {} s: {}",
+                    "{} of {} threads made no progress within {} s, such as {}",
                     stuck.len(),
                     self.workers.len(),
                     limit.as_secs(),
-                    stuck.join(", ")
+                    some.join(", ")
                 );
             }
             std::thread::sleep(Duration::from_millis(20));

@@ -311,6 +311,11 @@ pub const CASES: &[Case] = &[
         "a fork bomb within a limit of 150 tasks",
     ),
     fault(
+        "fault_threads",
+        400,
+        "10,000 threads that wake up now and then are there when it comes and when it goes",
+    ),
+    fault(
         "fault_exec",
         400,
         "`stress-ng --exec` and `--vfork`: processes start programs and end",

@@ -4,6 +4,7 @@ use crate::Setting;
 use crate::cases::stats::{Totals, are_served};
 use crate::cpus::{Cpus, idle_shares, online, set_online};
 use crate::daemon::{Daemon, START, State, enabled_times, switches_all, wait_until_unloaded};
+use crate::kernel::Verified;
 use crate::load::{Load, Work, is_on_sched_ext};
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
@@ -23,6 +24,10 @@ fn some_load() -> Result<Load> {
     load.add(Load::start(online()?.len().div_ceil(4), Work::Sleep)?);
     Ok(load)
 }
+
+/// How many instructions the verifier may look at to admit one of our programs. A kernel that follows some branches more
+/// often must admit it, too, and loading should not take seconds.
+const VERIFIED_MOST: u32 = 100_000;
 
 pub(crate) fn loads(setting: &Setting) -> Result<String> {
     let mut load = Load::start(online()?.len().div_ceil(4), Work::Sleep)?;
@@ -49,6 +54,13 @@ pub(crate) fn loads(setting: &Setting) -> Result<String> {
         "tasks are not scheduled by it"
     );
     load.check_progress(TURN)?;
+    let verified = Verified::read();
+    let (largest, most) = &verified.largest;
+    ensure!(verified.programs > 0, "no BPF program of its is loaded");
+    ensure!(
+        *most <= VERIFIED_MOST,
+        "the verifier looked at {most} instructions of {largest} (its own limit is a million, ours {VERIFIED_MOST})"
+    );
     daemon.check_alive()?;
     let status = daemon.signal(Signal::INT)?;
     ensure!(
@@ -66,9 +78,11 @@ pub(crate) fn loads(setting: &Setting) -> Result<String> {
         "somebody still serves statistics after the daemon's end"
     );
     Ok(format!(
-        "{} after {:.1} s",
+        "{} after {:.1} s; {} programs, {} instructions verified, {most} of them in {largest}",
         state.ops.unwrap_or_default(),
-        took.as_secs_f64()
+        took.as_secs_f64(),
+        verified.programs,
+        verified.instructions,
     ))
 }
 

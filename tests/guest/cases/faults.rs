@@ -3,10 +3,10 @@
 use crate::Setting;
 use crate::cgroup::{Cgroup, Controllers};
 use crate::cpus::{Cpus, mask, set_online};
-use crate::load::{RealTime, set_policy};
+use crate::load::{Load, RealTime, Work, set_policy};
 use crate::procs::{Procs, beside};
 use crate::scene::{Scene, TURN};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use rustix::thread::{gettid, sched_setaffinity};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -83,6 +83,37 @@ pub(crate) fn several(setting: &Setting) -> Result<String> {
     }
     let checked = scene.end()?;
     Ok(format!("{}; {checked}", done.join(", ")))
+}
+
+/// Ten thousand threads are there when the scheduler takes over, run with it, and run on without it.
+pub(crate) fn threads(setting: &Setting) -> Result<String> {
+    const THREADS: usize = 10_000;
+    // Each waits for a turn of the thread that it starts.
+    const STARTERS: usize = 20;
+    let started = Instant::now();
+    let loads = std::thread::scope(|scope| -> Result<Vec<Load>> {
+        let starters: Vec<_> = (0..STARTERS)
+            .map(|_| scope.spawn(|| Load::start(THREADS / STARTERS, Work::Nap)))
+            .collect();
+        starters
+            .into_iter()
+            .map(|starter| starter.join().map_err(|_| anyhow!("a starter panicked"))?)
+            .collect()
+    })?;
+    let mut load = Load::default();
+    loads.into_iter().for_each(|more| load.add(more));
+    eprintln!("all there after {:.1} s", started.elapsed().as_secs_f64());
+    let mut scene = Scene::new(setting)?;
+    let on_it = load.workers[THREADS - 1].is_on_sched_ext()?;
+    ensure!(
+        on_it,
+        "a thread that was there before is not scheduled by it"
+    );
+    load.check_progress(TURN)?;
+    scene.check()?;
+    let checked = scene.end()?;
+    load.check_progress(TURN)?;
+    Ok(format!("{} threads; {checked}", load.workers.len()))
 }
 
 /// All CPUs but the first, which can't go offline.
