@@ -197,22 +197,25 @@ static __noinline bool steal_anywhere(struct cpu_ctx *cc, s32 cpu)
 /*
  * How much does a CPU gain in fairness by taking the first task of @victim, in ns:
  * by how much that task is further behind than the one of virtual runtime @mine
- * that would run here next, and half a slice for each task by which its queue is the longer one.
+ * that would run here next, and half a slice for each task by which its queue is the
+ * longer one.
  */
 static __always_inline s64 worth_of(const struct cpu_ctx *cc, s32 queued, u64 mine, u32 victim)
 {
 	struct cpu_ctx *vc = lookup_cpu_ctx(victim);
 	s32 theirs = scx_bpf_dsq_nr_queued(victim);
 	u64 first;
+	s64 pace;
 
 	if (!vc || theirs <= 0 || !first_vtime(victim, &first))
 		return 0;
 	if (is_unserved(vc->served_at, vc->queued_at, cc->served_at))
 		return FAIR_LAG_MAX;
-	if (theirs <= queued)
+	pace = pace_ahead(&cc->pace, cc->clock, &vc->pace, vc->clock);
+	/* No longer, but with heavier tasks: whoever waits there gets much less than here. */
+	if (theirs + 1 < queued || (theirs <= queued && pace < (s64)slice_ns / 2))
 		return 0;
-	return (s64)(mine - cc->clock) - bounded_lag(first - vc->clock) +
-	       pace_ahead(&cc->pace, cc->clock, &vc->pace, vc->clock) +
+	return (s64)(mine - cc->clock) - bounded_lag(first - vc->clock) + pace +
 	       (theirs - queued) * (s64)(slice_ns / 2);
 }
 
@@ -309,8 +312,8 @@ static __always_inline void look_where(struct fair_look *look, struct cpu_ctx *c
 /*
  * Even out who gets how much: tasks that never sleep stay where they are, so
  * without this those on a longer queue would get a smaller share forever. Once a
- * slice, a CPU whose task could go on compares its queue with a few longer ones,
- * taking turns, and takes the task that is worth most.
+ * slice, a CPU whose task could go on compares its queue with a few that are longer
+ * or much slower, taking turns, and takes the task that is worth most.
  *
  * One task more is enough for that, unless the one that is next there has had more.
  * So an extra task is passed around, and each gets its share of the good places. A

@@ -312,7 +312,7 @@ pub const CASES: &[Case] = &[
     ),
     fault(
         "fault_threads",
-        400,
+        1200,
         "10,000 threads that wake up now and then are there when it comes and when it goes",
     ),
     fault(
