@@ -212,8 +212,8 @@ static __always_inline s64 worth_of(const struct cpu_ctx *cc, s32 queued, u64 mi
 	if (is_unserved(vc->served_at, vc->queued_at, cc->served_at))
 		return FAIR_LAG_MAX;
 	pace = pace_ahead(&cc->pace, cc->clock, &vc->pace, vc->clock);
-	/* No longer, but with heavier tasks: whoever waits there gets much less than here. */
-	if (theirs + 1 < queued || (theirs <= queued && pace < (s64)slice_ns / 2))
+	/* Not a longer queue, but one of heavier tasks: whoever waits there gets much less than here. */
+	if (theirs + 1 < queued || (theirs <= queued && pace < (s64)(slice_ns / 2)))
 		return 0;
 	return (s64)(mine - cc->clock) - bounded_lag(first - vc->clock) + pace +
 	       (theirs - queued) * (s64)(slice_ns / 2);
