@@ -126,6 +126,11 @@ pub(super) const OWN_GUESTS: &[&str] = &[
     "observe_waste",
 ];
 const EVERYTHING: Pick = Pick::AllBut(&[]);
+/// On 6.12, a scheduler may be asked for a task for a CPU that the kernel then gives to one of another class. The task
+/// that it sent there waits until that one sleeps, here for ever: seen with scx_steal, once in some ten runs beside
+/// other guests. On 7.3 it was not.
+const FIRST_KERNEL: Pick = Pick::AllBut(&["partial"]);
+const PARTIAL: Pick = Pick::Only(&["partial"]);
 const QUICK: Pick = Pick::Only(&[
     "topology",
     "topo",
@@ -164,7 +169,7 @@ const ODD: Pick = Pick::Only(&["topology", "odd"]);
 const MEASURED: Pick = Pick::Only(&["observe_waste"]);
 
 pub const GUESTS: &[Guest] = &[
-    Guest::new("6.12", "t8", EVERYTHING),
+    Guest::new("6.12", "t8", FIRST_KERNEL),
     Guest::new("debian", "t8", SECOND_KERNEL),
     Guest::new("6.12", "t8", MEASURED).virtual_clock(),
     Guest::new("debian", "t8", MEASURED).virtual_clock(),
@@ -176,6 +181,7 @@ pub const GUESTS: &[Guest] = &[
     Guest::new("debian", "t8", EVERYTHING).full(),
     Guest::new("6.12", "t16-smt", POLICY),
     Guest::new("6.12", "t32", POLICY).full(),
+    Guest::new("6.12", "t8", PARTIAL).full(),
     Guest::new("6.12", "t16-smt", POLICY_DAEMON).full(),
     Guest::new("6.12", "t8", CLASSES).virtual_clock().full(),
     Guest::new("6.12", "t16-smt", BESIDE_BATCH)
