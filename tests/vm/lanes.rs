@@ -1,15 +1,15 @@
-//! Guests run in the background, two at a time: a case mostly waits for a daemon that is loaded on one CPU of its guest,
-//! and a boot takes one, too. What is measured in a guest with a real clock has bounds for a host with more to do than
-//! that. Those with far more CPUs than the host run alone.
+//! Guests run in the background, one after the other, or as many at a time as `$MANYCORE_LANES` says. A case mostly waits for
+//! a daemon that is loaded on one CPU of its guest, so two at a time take two thirds of the time on 2 CPUs. But each then gets
+//! half of the host, and what is measured there suffers. Those with far more CPUs than the host run alone.
 
 use crate::booted::{Booted, Told};
 use manycore_tests::plan::Guest;
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread::available_parallelism;
 
-const LANES: usize = 2;
+/// How many guests run at a time, 1 if it isn't set.
+const LANES: &str = "MANYCORE_LANES";
 
 /// A guest that is to run, and its cases.
 struct Job {
@@ -59,7 +59,8 @@ impl Lanes {
     /// Lets them run, if they don't already.
     pub fn start(&self) {
         self.started.get_or_init(|| {
-            let lanes = available_parallelism().map_or(1, |cpus| cpus.get().min(LANES));
+            let lanes = std::env::var(LANES).ok().and_then(|text| text.parse().ok());
+            let lanes = lanes.unwrap_or(1).max(1);
             for _ in 0..lanes {
                 let shared = Arc::clone(&self.shared);
                 std::thread::spawn(move || shared.run(lanes));
