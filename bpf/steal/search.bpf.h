@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * How a CPU finds work in the queues of others: all that it may take when it runs
- * dry, nearest first; and, once a slice, one task from a longer queue.
+ * dry, nearest first; and, once a slice, one task from a heavier queue.
  */
 #ifndef __STEAL_SEARCH_BPF_H
 #define __STEAL_SEARCH_BPF_H
@@ -194,29 +194,82 @@ static __noinline bool steal_anywhere(struct cpu_ctx *cc, s32 cpu)
 	return false;
 }
 
-/*
- * How much does a CPU gain in fairness by taking the first task of @victim, in ns:
- * by how much that task is further behind than the one of virtual runtime @mine
- * that would run here next, and half a slice for each task by which its queue is the
- * longer one.
- */
-static __always_inline s64 worth_of(const struct cpu_ctx *cc, s32 queued, u64 mine, u32 victim)
-{
-	struct cpu_ctx *vc = lookup_cpu_ctx(victim);
-	s32 theirs = scx_bpf_dsq_nr_queued(victim);
-	u64 first;
-	s64 pace;
+/* Tasks of a queue that are looked at to tell how heavy it is. */
+#define WEIGHED 8
 
-	if (!vc || theirs <= 0 || !first_vtime(victim, &first))
+/* A queue as others see it. */
+struct weighed {
+	u64 first;		/* the virtual runtime of its first task */
+	s64 first_weight;	/* that one's weight */
+	s64 all;		/* the weights of all, and of the task that runs; like shared_weight() */
+	s32 queued;
+};
+
+/*
+ * What waits at @cpu? False if nothing does. This and worth_of() are not static, so
+ * that they are verified once, and not anew for each way to get there.
+ */
+bool weigh(s32 cpu, struct weighed *look __arg_nonnull)
+{
+	struct cpu_ctx *cc = lookup_cpu_ctx(cpu);
+	struct last_share share = {};
+	struct task_struct *p;
+	s64 weight, seen = 0;
+	u32 n = 0;
+
+	if (!cc)
+		return false;
+	look->queued = scx_bpf_dsq_nr_queued(cpu);
+	bpf_for_each(scx_dsq, p, cpu, 0) {
+		weight = shared_weight(p, &share, cc->run.at);
+		if (!n) {
+			look->first = p->scx.dsq_vtime;
+			look->first_weight = weight;
+		}
+		seen += weight;
+		if (++n == WEIGHED)
+			break;
+	}
+	/* The others are taken to be like these. */
+	if (n && look->queued > (s32)n)
+		seen = (u64)seen * (u32)look->queued / n;
+	look->all = seen + cc->run.weight;
+	return n > 0;
+}
+
+/* This part of a task of nice 0, in ns of a slice. */
+static __always_inline s64 in_slices(s64 weight)
+{
+	s64 half = slice_ns / 2;
+
+	return weight < 0 ? -(s64)((u64)-weight * half / FAIR_WEIGHT) : (s64)((u64)weight * half / FAIR_WEIGHT);
+}
+
+/*
+ * How much does @cpu, of queue @own, gain in fairness by taking the first task of
+ * @victim, in ns: by how much that task is further behind than the one of virtual
+ * runtime @mine that would run here next, and half a slice for each task of nice 0
+ * by which its queue is the heavier one.
+ */
+s64 worth_of(s32 cpu, struct weighed *own __arg_nonnull, u64 mine, u32 victim)
+{
+	struct cpu_ctx *cc = lookup_cpu_ctx(cpu), *vc = lookup_cpu_ctx(victim);
+	struct weighed look = {};
+	s64 pace, more;
+
+	if (!cc || !vc || !weigh(victim, &look))
 		return 0;
 	if (is_unserved(vc->served_at, vc->queued_at, cc->served_at))
 		return FAIR_LAG_MAX;
 	pace = pace_ahead(&cc->pace, cc->clock, &vc->pace, vc->clock);
-	/* Not a longer queue, but one of heavier tasks: whoever waits there gets much less than here. */
-	if (theirs + 1 < queued || (theirs <= queued && pace < (s64)(slice_ns / 2)))
+	more = look.all - own->all;
+	/* Not a heavier queue, but whoever waits there got much less than here. */
+	if (more < -FAIR_WEIGHT || (more <= 0 && pace < (s64)(slice_ns / 2)))
 		return 0;
-	return (s64)(mine - cc->clock) - bounded_lag(first - vc->clock) + pace +
-	       (theirs - queued) * (s64)(slice_ns / 2);
+	/* Then the heavier one would be this. */
+	if (more > 0 && look.first_weight > more)
+		more -= look.first_weight - more;
+	return (s64)(mine - cc->clock) - bounded_lag(look.first - vc->clock) + pace + in_slices(more);
 }
 
 /* Does anybody wait in the shard of this seat, elsewhere than there? */
@@ -312,7 +365,7 @@ static __always_inline void look_where(struct fair_look *look, struct cpu_ctx *c
 /*
  * Even out who gets how much: tasks that never sleep stay where they are, so
  * without this those on a longer queue would get a smaller share forever. Once a
- * slice, a CPU whose task could go on compares its queue with a few that are longer
+ * slice, a CPU whose task could go on compares its queue with a few that are heavier
  * or much slower, taking turns, and takes the task that is worth most.
  *
  * One task more is enough for that, unless the one that is next there has had more.
@@ -328,7 +381,7 @@ static __noinline bool balance(struct cpu_ctx *cc, s32 cpu, u64 mine)
 	struct shard_words *w;
 	struct prey best = {}, next = {};
 	u32 k, first, probe;
-	s32 queued;
+	struct weighed own = {};
 	u64 left;
 
 	if (!cc || !sh)
@@ -342,7 +395,7 @@ static __noinline bool balance(struct cpu_ctx *cc, s32 cpu, u64 mine)
 	left = PEEK(w->queued[k]);
 	if (look.shard == seat->shard && k == seat->word)
 		left &= ~seat->bit;
-	queued = scx_bpf_dsq_nr_queued(cpu);
+	weigh(cpu, &own);
 	first = cc->after++ & 63;
 	left = turned(left, first);
 	bpf_for(probe, 0, PROBES_PER_SHARD) {
@@ -353,7 +406,7 @@ static __noinline bool balance(struct cpu_ctx *cc, s32 cpu, u64 mine)
 			break;
 		victim = other->first_cpu[k] + ((lowest(left) + first) & 63);
 		left &= left - 1;
-		worth = worth_of(cc, queued, mine, victim);
+		worth = worth_of(cpu, &own, mine, victim);
 		if (worth > best.worth) {
 			next = best;
 			best.worth = worth;
@@ -372,7 +425,7 @@ static __noinline bool balance(struct cpu_ctx *cc, s32 cpu, u64 mine)
 	}
 	cc->goes_far = 0;
 	/* The next tick may be two slices away. */
-	if (queued <= 0)
+	if (own.queued <= 0)
 		set_alarm(cpu, scx_bpf_now(), slice_ns);
 	return false;
 }

@@ -77,7 +77,7 @@ pub struct Stats {
     )]
     pub kept: u64,
     #[stat(
-        desc = "of disp_*: taken at the end of a slice, because the other queue was longer",
+        desc = "of disp_*: taken at the end of a slice, because the other queue was heavier",
         _unit = "tasks"
     )]
     pub balanced: u64,

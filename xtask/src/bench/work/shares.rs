@@ -5,10 +5,10 @@ use super::spin::{Spinner, cpu_time};
 use anyhow::{Context, Result, bail, ensure};
 use fastrand::Rng;
 use rustix::process::{WaitOptions, wait};
-use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use std::{fmt, fs};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -82,6 +82,9 @@ pub fn run(args: &Args) -> Result<()> {
         .context("reading the results")?;
     let got = collect(&text, classes.len())?;
     let weights: Vec<f64> = classes.iter().map(|(_, weight)| *weight).collect();
+    for (class, part) in classes.iter().zip(parts(&got, &weights)) {
+        println!("{}: {:+.1} %", class.0, (part - 1.0) * 100.0);
+    }
     println!("off_percent {:.3}", off_percent(&got, &weights));
     Ok(())
 }
@@ -91,6 +94,15 @@ pub fn run(args: &Args) -> Result<()> {
 enum Class {
     Nice(i32),
     Cgroup(PathBuf),
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Class::Nice(nice) => write!(f, "nice {nice}"),
+            Class::Cgroup(dir) => write!(f, "{}", dir.display()),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -198,12 +210,18 @@ fn collect(text: &str, classes: usize) -> Result<Vec<f64>> {
     Ok(got)
 }
 
-/// By how many percent of its due the class is off that is off most.
-fn off_percent(got: &[f64], weights: &[f64]) -> f64 {
+/// What each class got, as a part of its due.
+fn parts(got: &[f64], weights: &[f64]) -> impl Iterator<Item = f64> {
     let (all, sum): (f64, f64) = (got.iter().sum(), weights.iter().sum());
     got.iter()
         .zip(weights)
-        .map(|(got, weight)| ((got / all) / (weight / sum) - 1.0).abs() * 100.0)
+        .map(move |(got, weight)| (got / all) / (weight / sum))
+}
+
+/// By how many percent of its due the class is off that is off most.
+fn off_percent(got: &[f64], weights: &[f64]) -> f64 {
+    parts(got, weights)
+        .map(|part| (part - 1.0).abs() * 100.0)
         .fold(0.0, f64::max)
 }
 
