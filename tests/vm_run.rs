@@ -20,6 +20,7 @@ const CASES: &[(&str, Case)] = &[
     ("ends_at_the_timeout", ends_at_the_timeout),
     ("reports_a_kernel_panic", reports_a_kernel_panic),
     ("ends_at_an_interrupt", ends_at_an_interrupt),
+    ("ends_with_its_parent", ends_with_its_parent),
     (
         "clears_what_a_killed_one_left",
         clears_what_a_killed_one_left,
@@ -164,7 +165,12 @@ fn check_console(output: &Output, what: &str) -> Result<()> {
 
 /// Starts a guest and waits until its command runs.
 fn start(space: &Space, line: &str) -> Result<Child> {
-    let mut child = guest(space, &[], &format!("echo up; {line}"))?
+    wait_until_up(guest(space, &[], &format!("echo up; {line}"))?)
+}
+
+/// Starts what boots a guest, and waits until its command says "up".
+fn wait_until_up(mut command: Command) -> Result<Child> {
+    let mut child = command
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -202,6 +208,34 @@ fn ends_at_an_interrupt(space: &Space) -> Result<()> {
         "it does not say so: {}",
         stderr(&output)
     );
+    Ok(())
+}
+
+fn ends_with_its_parent(space: &Space) -> Result<()> {
+    let run = guest(space, &["--with-parent"], "echo up; sleep 1000")?;
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "\"$@\" & wait", "sh"]);
+    shell.arg(run.get_program()).args(run.get_args());
+    for (name, value) in run.get_envs() {
+        if let Some(value) = value {
+            shell.env(name, value);
+        }
+    }
+    if let Some(dir) = run.get_current_dir() {
+        shell.current_dir(dir);
+    }
+    let mut parent = wait_until_up(shell)?;
+    parent.kill().context("killing the parent")?;
+    parent.wait().context("waiting for the parent")?;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !space.leftovers().is_empty() {
+        ensure!(
+            Instant::now() < deadline,
+            "its parent is gone, but it is not: {:?}",
+            space.leftovers()
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
     Ok(())
 }
 

@@ -177,6 +177,8 @@ impl Running {
         let timeout = total.to_string();
         let mut command = space.xtask(["vm", "run", "--kernel", guest.kernel])?;
         command.args(["--topology", guest.topology, "--timeout", &timeout]);
+        // Killed tests leave no guest.
+        command.arg("--with-parent");
         if guest.virtual_clock {
             let mark = format!("{VIRTUAL_CLOCK}=1");
             command.args(["--clock", "virtual", "--", "env", &mark]);

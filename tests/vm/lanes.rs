@@ -59,13 +59,27 @@ impl Lanes {
     /// Lets them run, if they don't already.
     pub fn start(&self) {
         self.started.get_or_init(|| {
-            let lanes = std::env::var(LANES).ok().and_then(|text| text.parse().ok());
-            let lanes = lanes.unwrap_or(1).max(1);
+            let lanes = lanes().unwrap_or_else(|why| {
+                eprintln!("{why}");
+                std::process::exit(2);
+            });
             for _ in 0..lanes {
                 let shared = Arc::clone(&self.shared);
                 std::thread::spawn(move || shared.run(lanes));
             }
         });
+    }
+}
+
+/// # Errors
+/// It isn't a number from 1 on.
+fn lanes() -> Result<usize, String> {
+    match std::env::var(LANES) {
+        Err(_) => Ok(1),
+        Ok(text) => match text.parse() {
+            Ok(lanes) if lanes > 0 => Ok(lanes),
+            _ => Err(format!("${LANES} is a number of guests, not {text:?}")),
+        },
     }
 }
 

@@ -15,6 +15,7 @@ use anyhow::{Result, bail};
 use clap::{Subcommand, ValueEnum};
 use clock::Clock;
 use run::{Accel, End, Outcome, Spec};
+use rustix::process::getppid;
 use std::time::Duration;
 use topology::{Topologies, Topology};
 
@@ -71,6 +72,9 @@ struct RunArgs {
     /// End the guest after this many seconds, boot included
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     timeout: Option<u64>,
+    /// End the guest when the process that started this one has ended, even if it was killed
+    #[arg(long, requires = "command")]
+    with_parent: bool,
     /// The command: several words are run as they are, a single one by the shell
     #[arg(last = true)]
     command: Vec<String>,
@@ -123,6 +127,7 @@ fn run_guest(args: &RunArgs) -> Result<()> {
     };
     let spec = Spec {
         timeout: args.timeout.map(Duration::from_secs),
+        parent: args.with_parent.then(getppid).flatten(),
         script,
         ..prepare(
             &cache,
@@ -182,6 +187,7 @@ pub fn prepare(
         kernel,
         topology: Topology::clone(topology),
         timeout: None,
+        parent: None,
         script: None,
     })
 }

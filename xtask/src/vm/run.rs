@@ -9,6 +9,7 @@ use crate::interrupt;
 use crate::kernel::Kernel;
 use crate::{qemu, tools, workspace};
 use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, getppid};
 use std::fs;
 use std::io::{IsTerminal, Read, Write};
 use std::os::unix::process::CommandExt;
@@ -45,6 +46,8 @@ pub struct Spec {
     pub clock: Clock,
     /// From the start of the boot to the end of the command.
     pub timeout: Option<Duration>,
+    /// The guest ends when this process is no longer the parent of this one.
+    pub parent: Option<Pid>,
     /// A shell script; none for an interactive shell.
     pub script: Option<String>,
 }
@@ -279,6 +282,8 @@ fn qemu_options(spec: &Spec, dir: &RunDir) -> Vec<String> {
     options
 }
 
+/// The number of SIGHUP, which says that whoever ran this is gone.
+const HANGUP: usize = 1;
 /// Above this many vCPUs, one thread that emulates them all in turn boots faster than one thread each on few cores.
 const MULTI_THREAD_MAX: usize = 16;
 /// APIC ids above this need interrupt remapping.
@@ -317,6 +322,9 @@ fn watch(spec: &Spec, dir: &RunDir, child: &mut Child, started: Instant) -> Resu
         let elapsed = started.elapsed();
         if let Some(number) = interrupt::received() {
             return Ok(End::Interrupted(number));
+        }
+        if spec.parent.is_some() && getppid() != spec.parent {
+            return Ok(End::Interrupted(HANGUP));
         }
         if let Some(limit) = spec.timeout
             && elapsed > limit
