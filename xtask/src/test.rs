@@ -21,6 +21,7 @@ const OLDEST_KERNEL: &str = "6.12";
 /// Examples:
 ///   cargo xtask test
 ///   cargo xtask test -- 6.12/t8           only tests whose name contains this
+///   cargo xtask test --guests 2           two guests at a time
 ///   cargo xtask test --full               faults and up to 256 CPUs as well: hours; goes on where it was stopped
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
@@ -34,6 +35,9 @@ pub struct Args {
     /// With --full: run everything again
     #[arg(long, requires = "full")]
     fresh: bool,
+    /// Guests that run at a time, each on its share of the host. Two take two thirds of the time on 2 CPUs
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    guests: Option<u8>,
     /// Passed on to the tests: a filter, --nocapture, ...
     #[arg(last = true)]
     pass: Vec<String>,
@@ -53,10 +57,15 @@ pub fn run(args: &Args) -> Result<()> {
         test.push("--include-ignored");
     }
     test.extend(args.pass.iter().map(String::as_str));
-    if !args.full {
-        return cargo(&test);
+    let mut envs = Vec::new();
+    if let Some(guests) = args.guests {
+        envs.push(("MANYCORE_LANES", guests.to_string().into()));
     }
-    let (dir, envs) = keeping(&cache, args.fresh)?;
+    if !args.full {
+        return cargo_with(&test, &envs);
+    }
+    let (dir, keep) = keeping(&cache, args.fresh)?;
+    envs.extend(keep);
     let tested = cargo_with(&test, &envs);
     // Also if nothing at all was run.
     println!("{}", results::cells(&results::read(&dir)?));
