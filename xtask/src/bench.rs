@@ -44,12 +44,13 @@ use std::process::Command;
 use std::time::SystemTime;
 use workload::{Setting, Size, Workload};
 
-/// Measure schedulers against EEVDF.
+/// Measure schedulers against EEVDF
 ///
-/// All of them run the same workloads with the same seeds in one guest, taking turns in random order. A run counts only
-/// if the kernel says before and after it that the scheduler was in force. The virtual clock (the default) makes
-/// comparisons hold on any machine; by a real clock figures are printed only where each of the guest's CPUs has one of
-/// this machine's. docs/method.md defines the workloads and says what may be concluded.
+/// All of them run the same workloads with the same seeds in one guest, taking turns in random
+/// order. A run counts only if the kernel says before and after it that the scheduler was in
+/// force. The virtual clock (the default) makes comparisons hold on any machine; by a real
+/// clock figures are printed only where each of the guest's CPUs has one of this machine's.
+/// docs/method.md defines the workloads and says what may be concluded.
 ///
 /// Examples:
 ///   cargo xtask bench                                     EEVDF and scx_rr

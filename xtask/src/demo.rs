@@ -18,10 +18,11 @@ const SCHEDULER: &str = "rr";
 /// As many as a verdict needs.
 const SEEDS: u64 = 5;
 
-/// Compare scx_rr with EEVDF in a VM: a message between two tasks, 40 tasks that talk, more tasks than CPUs.
+/// Compare scx_rr with EEVDF in a VM: a message between two tasks, 40 tasks that talk, more
+/// tasks than CPUs
 ///
-/// Whatever is missing is installed, fetched or built first. A workload or a scheduler that fails, fails the demo.
-/// `cargo xtask bench` measures more, and other schedulers.
+/// Whatever is missing is installed, fetched or built first. A workload or a scheduler that
+/// fails, fails the demo. `cargo xtask bench` measures more, and other schedulers.
 ///
 /// Examples:
 ///   cargo xtask demo

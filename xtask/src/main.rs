@@ -47,13 +47,9 @@ enum Command {
     Kernel(kernel::Args),
     /// Boot a virtual machine
     Vm(vm::Args),
-    /// Boot a VM, run workloads under EEVDF and then under scx_rr, and print the two side by side
     Demo(demo::Args),
-    /// Measure schedulers against EEVDF: a table, results.json and report.html
     Bench(bench::Args),
-    /// Build everything and run all tests, those that boot VMs included
     Test(test::Args),
-    /// Write the page about faults from the results of tests
     Reliability(reliability::Args),
     /// What continuous integration runs: formatting, lints, then `cargo xtask test`
     Ci(ci::Args),
@@ -86,5 +82,20 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    /// A variant's own documentation would hide that of its arguments, which has examples.
+    #[test]
+    fn the_help_of_what_boots_guests_has_examples() {
+        let mut cli = Cli::command();
+        for path in ["vm run", "demo", "bench", "test", "reliability"] {
+            let command = path
+                .split(' ')
+                .try_fold(&mut cli, |command, name| command.find_subcommand_mut(name));
+            let help = command.unwrap().render_long_help().to_string();
+            assert!(help.contains("Example"), "{path}: {help}");
+            let wide = help.lines().find(|line| line.len() > 100);
+            assert_eq!(wide, None, "{path}");
+        }
     }
 }

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 /// What the page says whatever the results are.
 const PAGE: &str = include_str!("reliability.md");
 
-/// Write docs/reliability.md: what was tried, how often, and what was found.
+/// Write docs/reliability.md: what was tried, how often, and what was found
 ///
 /// The results are those that tests write while $MANYCORE_RESULTS names a folder.
 ///

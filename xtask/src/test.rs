@@ -13,16 +13,17 @@ use std::process::Command;
 /// The kernels that the VM tests boot, beside the default one: the oldest that the schedulers support.
 const OLDEST_KERNEL: &str = "6.12";
 
-/// Build everything and run all tests, those that boot VMs included.
+/// Build everything and run all tests, those that boot VMs included
 ///
-/// What is missing is installed, fetched or built first: on a machine with a Rust toolchain only, that takes about
-/// half an hour on 2 cores, a kernel's build being the longest part; afterwards it is all in the cache.
+/// What is missing is installed, fetched or built first: on a machine with a Rust toolchain
+/// only, that takes about half an hour on 2 cores, a kernel's build being the longest part;
+/// afterwards it is all in the cache.
 ///
 /// Examples:
 ///   cargo xtask test
 ///   cargo xtask test -- 6.12/t8           only tests whose name contains this
 ///   cargo xtask test --guests 2           two guests at a time
-///   cargo xtask test --full               faults and up to 256 CPUs as well: hours; goes on where it was stopped
+///   cargo xtask test --full               faults and up to 256 CPUs too: hours; can be continued
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Args {

@@ -34,7 +34,6 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Boot a guest and run a command in it, or a shell if there is none
     Run(RunArgs),
     /// Show the topologies of vm/topologies.toml
     List {
@@ -44,11 +43,12 @@ enum Action {
     },
 }
 
-/// Boot a guest and run a command in it as root.
+/// Boot a guest and run a command in it as root
 ///
-/// The guest's files are this machine's, read-only, with a writable /tmp that is forgotten at the end; the daemons of
-/// this checkout are on its PATH. The command's output is live, and its exit code is the exit code here: 124 after a
-/// timeout, 255 if the guest died. Without a command a shell starts; leave it with `exit`.
+/// The guest's files are this machine's, read-only, with a writable /tmp that is forgotten at
+/// the end; the daemons of this checkout are on its PATH. The command's output is live, and its
+/// exit code is the exit code here: 124 after a timeout, 255 if the guest died. Without a
+/// command a shell starts; leave it with `exit`.
 ///
 /// Examples:
 ///   cargo xtask vm run -- uname -r
