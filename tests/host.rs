@@ -82,10 +82,15 @@ fn wrong_words_are_wrong_use() {
 fn schedulers_say_who_they_are_and_what_they_refuse() {
     for scheduler in SCHEDULERS {
         let program = program(scheduler.name).unwrap();
-        for option in ["-V", "--help", "--help-stats"] {
+        for (option, shown) in [
+            ("-V", scheduler.name.trim_start_matches("scx_")),
+            ("--help", "Examples:\n"),
+            ("--help-stats", "tasks"),
+        ] {
             let output = run(Command::new(&program).arg(option));
             assert!(output.status.success(), "{option}: {}", stderr(&output));
-            assert!(!output.stdout.is_empty(), "{option} prints nothing");
+            let text = String::from_utf8_lossy(&output.stdout);
+            assert!(text.contains(shown), "{option} prints no {shown:?}: {text}");
         }
         for slice in ["0", "3600000000"] {
             let output = run(Command::new(&program).args(["--slice-us", slice]));

@@ -9,11 +9,18 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use control_plane::stats::{Printer, Schema, once};
 
-/// Print the statistics of the scheduler that runs, also of upstream's that serve them.
+/// Print the statistics of the scheduler that runs, also of upstream's that serve them
 ///
-/// Ours are totals since the daemon was started, so everybody who asks sees the same; upstream's are differences since
-/// the same client asked before. Only root and the group of the socket's directory may ask.
+/// Ours are totals since the daemon was started, so everybody who asks sees the same;
+/// upstream's are differences since the same client asked before. Only root and the group of
+/// the socket's directory may ask.
+///
+/// Examples:
+///   manycore stats
+///   manycore stats --watch 1  each second, and how much each figure grows
+///   manycore stats --json
 #[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
 pub(crate) struct StatsArgs {
     /// Print JSON, one object a line
     #[arg(long)]

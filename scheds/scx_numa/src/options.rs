@@ -4,12 +4,20 @@ use clap::Parser;
 use control_plane::CommonOpts;
 use control_plane::fair::FairOpts;
 
-/// NUMA-local scheduler: every task has a home node and runs there, unless waiting there costs more than a move
+/// NUMA-local scheduler: every task has a home node and runs there, unless waiting there costs
+/// more than a move
 ///
-/// It schedules all tasks from when it is started until it is ended (Ctrl-C, SIGTERM); then the kernel's own
-/// scheduler takes over again. Needs root and Linux 6.12 or later with CONFIG_SCHED_CLASS_EXT.
+/// It schedules all tasks from when it is started until it is ended (Ctrl-C, SIGTERM); then the
+/// kernel's own scheduler takes over again. Needs root and Linux 6.12 or later with
+/// CONFIG_SCHED_CLASS_EXT.
+///
+/// Examples:
+///   scx_numa                                                until Ctrl-C
+///   scx_numa --strict --stats 1
+///   scx_numa --policy policy.toml --metrics 127.0.0.1:9464
+///   scx_numa --monitor 1                                    figures of the one that runs
 #[derive(Clone, Debug, Parser)]
-#[command(name = "scx_numa", disable_version_flag = true)]
+#[command(verbatim_doc_comment, name = "scx_numa", disable_version_flag = true)]
 pub(crate) struct Opts {
     #[command(flatten)]
     pub(crate) fair: FairOpts,

@@ -14,11 +14,17 @@ const MAX_SLICE_US: u64 = 20_000;
 
 /// Scheduler whose policy is plain Rust in userspace
 ///
-/// It schedules all tasks from when it is started until it is ended (Ctrl-C, SIGTERM); then the kernel's own
-/// scheduler takes over again. If it stalls, the kernel takes the machine back within 5 s. Needs root and Linux 6.12 or
-/// later with CONFIG_SCHED_CLASS_EXT.
+/// It schedules all tasks from when it is started until it is ended (Ctrl-C, SIGTERM); then the
+/// kernel's own scheduler takes over again. If it stalls, the kernel takes the machine back
+/// within 5 s. Needs root and Linux 6.12 or later with CONFIG_SCHED_CLASS_EXT.
+///
+/// Examples:
+///   scx_pilot                                     until Ctrl-C
+///   scx_pilot --policy-kind deadline --service web=/system.slice/web.service:latency
+///   scx_pilot --stats 1 --metrics 127.0.0.1:9464  figures every second, and for Prometheus
+///   scx_pilot --monitor 1                         figures of the one that runs
 #[derive(Clone, Debug, Parser)]
-#[command(name = "scx_pilot", disable_version_flag = true)]
+#[command(verbatim_doc_comment, name = "scx_pilot", disable_version_flag = true)]
 pub(crate) struct Opts {
     /// Who runs next
     #[arg(long, value_enum, value_name = "KIND", default_value_t)]

@@ -11,10 +11,17 @@ const MAX_SLICE_US: u64 = 100_000;
 
 /// Round-robin scheduler: first in, first out, and the same slice for everybody
 ///
-/// It schedules all tasks from when it is started until it is ended (Ctrl-C, SIGTERM); then the kernel's own
-/// scheduler takes over again. Needs root and Linux 6.12 or later with CONFIG_SCHED_CLASS_EXT.
+/// It schedules all tasks from when it is started until it is ended (Ctrl-C, SIGTERM); then the
+/// kernel's own scheduler takes over again. Needs root and Linux 6.12 or later with
+/// CONFIG_SCHED_CLASS_EXT.
+///
+/// Examples:
+///   scx_rr                                                until Ctrl-C
+///   scx_rr --queues node --slice-us 2000 --stats 1
+///   scx_rr --policy policy.toml --metrics 127.0.0.1:9464
+///   scx_rr --monitor 1                                    figures of the one that runs
 #[derive(Clone, Debug, Parser)]
-#[command(name = "scx_rr", disable_version_flag = true)]
+#[command(verbatim_doc_comment, name = "scx_rr", disable_version_flag = true)]
 pub(crate) struct Opts {
     /// How long a task may run before it goes to the end of its queue, in microseconds, 100 to 100000: less is spent
     /// on switching, and with more the last in a long queue could wait for the 30 s after which the kernel gives up on

@@ -6,10 +6,17 @@ use control_plane::fair::FairOpts;
 
 /// Work-stealing scheduler: a queue for each CPU, and CPUs that run dry steal from the nearest
 ///
-/// It schedules all tasks from when it is started until it is ended (Ctrl-C, SIGTERM); then the kernel's own
-/// scheduler takes over again. Needs root and Linux 6.12 or later with CONFIG_SCHED_CLASS_EXT.
+/// It schedules all tasks from when it is started until it is ended (Ctrl-C, SIGTERM); then the
+/// kernel's own scheduler takes over again. Needs root and Linux 6.12 or later with
+/// CONFIG_SCHED_CLASS_EXT.
+///
+/// Examples:
+///   scx_steal                                                until Ctrl-C
+///   scx_steal --slice-us 1000 --stats 1                      shorter turns, and figures every second
+///   scx_steal --policy policy.toml --metrics 127.0.0.1:9464
+///   scx_steal --monitor 1                                    figures of the one that runs
 #[derive(Clone, Debug, Parser)]
-#[command(name = "scx_steal", disable_version_flag = true)]
+#[command(verbatim_doc_comment, name = "scx_steal", disable_version_flag = true)]
 pub(crate) struct Opts {
     #[command(flatten)]
     pub(crate) fair: FairOpts,
