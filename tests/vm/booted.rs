@@ -99,7 +99,7 @@ impl Booted {
             };
         }
         let outcome = match &mut self.state {
-            State::Up(running) => running.wait_for(case, self.guest),
+            State::Up(running) => running.wait_for(case, self.guest, self.crashes),
             State::Down(why) => return Err(why.as_str().into()),
             State::NotYet => unreachable!("it was just booted"),
         };
@@ -158,12 +158,14 @@ impl Booted {
 
 /// How long a case may take, seen from here: a boot may come first, and the guest has its own limit.
 fn limit_of(case: &str, guest: &Guest) -> Duration {
-    boot_limit(guest) + plan::limit_of(case, guest.cpus()) + Duration::from_secs(60)
+    boot_limit(guest, CRASHES_MAX) + plan::limit_of(case, guest.cpus()) + Duration::from_secs(60)
 }
 
-fn boot_limit(guest: &Guest) -> Duration {
+/// How long a guest may say nothing, at the first try and at each of those after. Most that are silent for so long never
+/// come up: on two cores one of 8 CPUs takes 10 s, three times that beside others. Each further try is given twice the time.
+fn boot_limit(guest: &Guest, tries: u32) -> Duration {
     let slowness = if guest.virtual_clock { 3 } else { 1 };
-    Duration::from_secs(slowness * (120 + 4 * guest.cpus() as u64))
+    Duration::from_secs(slowness * (50 + 2 * guest.cpus() as u64)) * 2u32.pow(tries)
 }
 
 impl Running {
@@ -228,13 +230,13 @@ impl Running {
     }
 
     /// The outcome of a case. An error if the guest ends or says nothing for too long.
-    fn wait_for(&mut self, case: &str, guest: &Guest) -> Result<Outcome> {
+    fn wait_for(&mut self, case: &str, guest: &Guest, tries: u32) -> Result<Outcome> {
         let started = Instant::now();
         loop {
             let limit = if self.heard {
                 limit_of(case, guest)
             } else {
-                boot_limit(guest)
+                boot_limit(guest, tries)
             };
             let left = (started + limit).saturating_duration_since(Instant::now());
             match self.events.recv_timeout(left) {

@@ -1,6 +1,6 @@
-//! Guests run in the background, one after the other, or as many at a time as `$MANYCORE_LANES` says. A case mostly waits for
-//! a daemon that is loaded on one CPU of its guest, so two at a time take two thirds of the time on 2 CPUs. But each then gets
-//! half of the host, and what is measured there suffers. Those with far more CPUs than the host run alone.
+//! Guests run in the background, two at a time where the host has two CPUs, or as many as `$MANYCORE_LANES` says. A case
+//! mostly waits for a daemon that is loaded on one CPU of its guest, so two at a time take three quarters of the time on
+//! 2 CPUs. Those with far more CPUs than the host, and those where something breaks, run alone.
 
 use crate::booted::{Booted, Told};
 use manycore_tests::plan::Guest;
@@ -8,8 +8,10 @@ use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
-/// How many guests run at a time, 1 if it isn't set.
+/// How many guests run at a time.
 const LANES: &str = "MANYCORE_LANES";
+/// If that isn't set and the host has as many CPUs: with more, each gets so little that cases run into their limits.
+const USUAL: usize = 2;
 
 /// A guest that is to run, and its cases.
 struct Job {
@@ -75,7 +77,7 @@ impl Lanes {
 /// It isn't a number from 1 on.
 fn lanes() -> Result<usize, String> {
     match std::env::var(LANES) {
-        Err(_) => Ok(1),
+        Err(_) => Ok(std::thread::available_parallelism().map_or(1, |cpus| USUAL.min(cpus.get()))),
         Ok(text) => match text.parse() {
             Ok(lanes) if lanes > 0 => Ok(lanes),
             _ => Err(format!("${LANES} is a number of guests, not {text:?}")),
@@ -104,7 +106,7 @@ impl Shared {
     fn take(&self, lanes: usize) -> Option<(Job, Taken<'_>)> {
         let mut state = self.lock();
         loop {
-            let width = if state.waiting.front()?.guest.is_large() {
+            let width = if state.waiting.front()?.guest.runs_alone() {
                 lanes
             } else {
                 1

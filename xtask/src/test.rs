@@ -22,7 +22,7 @@ const OLDEST_KERNEL: &str = "6.12";
 /// Examples:
 ///   cargo xtask test
 ///   cargo xtask test -- 6.12/t8           only tests whose name contains this
-///   cargo xtask test --guests 2           two guests at a time
+///   cargo xtask test --guests 1           one guest at a time
 ///   cargo xtask test --full               faults and up to 256 CPUs too: hours; can be continued
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
@@ -36,7 +36,7 @@ pub struct Args {
     /// With --full: run everything again
     #[arg(long, requires = "full")]
     fresh: bool,
-    /// Guests that run at a time, each on its share of the host. Two take two thirds of the time on 2 CPUs
+    /// Guests that run at a time, each on its share of the host: 2 if not given, or 1 on a single CPU
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     guests: Option<u8>,
     /// Passed on to the tests: a filter, --nocapture, ...

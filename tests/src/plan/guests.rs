@@ -65,6 +65,12 @@ impl Guest {
         self.cpus() > 16
     }
 
+    /// No other guest may take a part of the host meanwhile: it would get too little of it, or what is looked at there
+    /// is how long things take at worst.
+    pub fn runs_alone(&self) -> bool {
+        self.is_large() || matches!(self.cases, Pick::Faults)
+    }
+
     /// The names of its cases, `topology` or `scx_rr/loads`.
     pub fn cases(&self) -> Vec<String> {
         let picked = CASES.iter().filter(|case| match self.cases {
@@ -139,6 +145,8 @@ const QUICK: Pick = Pick::Only(&[
     "fair",
     "stats",
 ]);
+/// What the second kernel may do otherwise on two CPUs.
+const QUICKEST: Pick = Pick::Only(&["topology", "topo", "loads", "unloads_on_sigkill"]);
 const SEVERAL_CACHES: Pick = Pick::Only(&["topology", "topo", "no_idle_cpu"]);
 /// In guests of its own: it changes cpusets and NUMA balancing while tasks run, and what is wrong afterwards is its own.
 const POLICY: Pick = Pick::Only(&["policy"]);
@@ -169,17 +177,19 @@ const ODD: Pick = Pick::Only(&["topology", "odd"]);
 const MEASURED: Pick = Pick::Only(&["observe_waste"]);
 
 pub const GUESTS: &[Guest] = &[
+    // It runs alone, so it comes before any other has begun.
+    Guest::new("6.12", "t32", Pick::Only(&["topology", "topo"])),
+    // The longest first, so that no lane is left with one at the end.
     Guest::new("6.12", "t8", FIRST_KERNEL),
     Guest::new("debian", "t8", SECOND_KERNEL),
+    Guest::new("6.12", "t16-smt", POLICY),
+    Guest::new("6.12", "t2", QUICK),
+    Guest::new("6.12", "t16-smt", SEVERAL_CACHES),
+    Guest::new("debian", "t2", QUICKEST),
     Guest::new("6.12", "t8", MEASURED).virtual_clock(),
     Guest::new("debian", "t8", MEASURED).virtual_clock(),
-    Guest::new("6.12", "t2", QUICK),
-    Guest::new("debian", "t2", QUICK),
-    Guest::new("6.12", "t16-smt", SEVERAL_CACHES),
-    Guest::new("6.12", "t32", Pick::Only(&["topology", "topo"])),
     Guest::new("6.12", "t32", MANY_CPUS).full(),
     Guest::new("debian", "t8", EVERYTHING).full(),
-    Guest::new("6.12", "t16-smt", POLICY),
     Guest::new("6.12", "t32", POLICY).full(),
     Guest::new("6.12", "t8", PARTIAL).full(),
     Guest::new("6.12", "t16-smt", POLICY_DAEMON).full(),
