@@ -11,6 +11,7 @@ mod observe;
 mod odd;
 mod policy;
 mod policy_daemon;
+mod services;
 mod serving;
 pub(crate) mod stats;
 mod topo;
@@ -53,6 +54,9 @@ pub(crate) fn function(name: &str) -> Option<Function> {
         "stats_are_private" => metrics::stats_are_private,
         "topology_file" => topo::topology_file,
         "beside_batch" => latency::beside_batch,
+        "pressure" => services::pressure,
+        "outside_load" => services::outside_load,
+        "ten_minutes" => services::ten_minutes,
         "odd" => odd::odd,
         "check_wait" => checker::wait,
         "check_idle" => checker::idle,

@@ -369,19 +369,25 @@ impl Drop for RealTime {
     }
 }
 
-/// How long each of these tasks has been running on a CPU, in ns. Tasks that are gone are left out.
+/// How long tasks have been running on a CPU, in ns. Those that have ended are left out.
 pub(crate) fn runtimes(tids: impl Iterator<Item = i32>) -> Result<BTreeMap<i32, u64>> {
+    let all = times(tids)?.into_iter();
+    Ok(all.map(|(tid, (ran, _))| (tid, ran)).collect())
+}
+
+/// How long tasks have been running on a CPU, and how long they have waited for one, in ns. Those that have ended are left
+/// out.
+pub(crate) fn times(tids: impl Iterator<Item = i32>) -> Result<BTreeMap<i32, (u64, u64)>> {
     let mut all = BTreeMap::new();
     for tid in tids {
         let Ok(text) = fs::read_to_string(format!("/proc/{tid}/schedstat")) else {
             continue;
         };
-        let ns = text
-            .split(' ')
-            .next()
-            .and_then(|word| word.parse().ok())
-            .with_context(|| format!("/proc/{tid}/schedstat says {text:?}"))?;
-        all.insert(tid, ns);
+        let mut words = text.split(' ').map(str::parse);
+        let (Some(Ok(ran)), Some(Ok(waited))) = (words.next(), words.next()) else {
+            bail!("/proc/{tid}/schedstat says {text:?}");
+        };
+        all.insert(tid, (ran, waited));
     }
     Ok(all)
 }

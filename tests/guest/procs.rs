@@ -1,6 +1,6 @@
 //! Processes that keep CPUs busy: unlike threads, they can be in a cgroup of their own.
 
-use crate::load::runtimes;
+use crate::load::{runtimes, times};
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,6 +12,35 @@ use std::time::{Duration, Instant};
 pub(crate) fn beside(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe().context("finding this program")?;
     Ok(own.with_file_name(name))
+}
+
+/// The processes that this one has started, and that have not ended.
+pub(crate) fn children_of(pid: u32) -> Result<Vec<i32>> {
+    let parent = pid.to_string();
+    let mut children = Vec::new();
+    for entry in fs::read_dir("/proc").context("reading /proc")?.flatten() {
+        let name = entry.file_name();
+        let Some(child) = name.to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        // It may have ended by now.
+        if field(child, 4).is_some_and(|of| of == parent) {
+            children.push(child);
+        }
+    }
+    Ok(children)
+}
+
+/// Where a task runs, or ran last.
+pub(crate) fn last_cpu(tid: i32) -> Option<usize> {
+    field(tid, 39)?.parse().ok()
+}
+
+/// A field of `/proc/TID/stat`, from 1; of those after the name, which may hold anything.
+fn field(tid: i32, number: usize) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{tid}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(')')?;
+    Some(rest.split_whitespace().nth(number - 3)?.to_owned())
 }
 
 /// Some that spin, killed when this goes.
@@ -50,8 +79,7 @@ impl Procs {
         self.0.iter().map(Child::id)
     }
 
-    /// How long each of their threads has run, in ns.
-    fn runtimes(&self) -> Result<BTreeMap<i32, u64>> {
+    fn tids(&self) -> Result<Vec<i32>> {
         let mut tids = Vec::new();
         for pid in self.pids() {
             let dir = format!("/proc/{pid}/task");
@@ -60,7 +88,17 @@ impl Procs {
                 tids.extend(name.to_str().and_then(|name| name.parse::<i32>().ok()));
             }
         }
-        runtimes(tids.into_iter())
+        Ok(tids)
+    }
+
+    /// How long each of their threads has run, in ns.
+    fn runtimes(&self) -> Result<BTreeMap<i32, u64>> {
+        runtimes(self.tids()?.into_iter())
+    }
+
+    /// How long each of their threads has run, and how long it has waited for a CPU, in ns.
+    pub(crate) fn times(&self) -> Result<BTreeMap<i32, (u64, u64)>> {
+        times(self.tids()?.into_iter())
     }
 
     /// Waits until every thread has run for a little more.

@@ -92,7 +92,7 @@ pub fn need_kernel(name: &str) -> Result<()> {
     ensure!(
         !entry["cached"].is_null(),
         "the kernel {name} is not in the cache: run `cargo xtask setup --kernel {name}` first, or all tests by \
-         `cargo xtask test`, which does"
+         `cargo xtask test` (`--full` for all kernels), which does"
     );
     Ok(())
 }

@@ -37,6 +37,9 @@ const BOUNDS: Bounds = Bounds {
     idle_ms: 3000,
 };
 
+/// Cases about what only a policy in userspace sees or has to endure.
+const OF_PILOT: &[&str] = &["pressure", "outside_load", "ten_minutes"];
+
 pub const SCHEDULERS: &[Scheduler] = &[
     Scheduler {
         name: "scx_rr",
@@ -47,8 +50,8 @@ pub const SCHEDULERS: &[Scheduler] = &[
             &["--queues", "global", "--slice-us", "100000"],
         ],
         by_daemon: false,
-        // It knows no classes.
-        left_out: &["beside_batch"],
+        // It knows no classes, nor what else the outside says of services.
+        left_out: &["beside_batch", "pressure", "outside_load", "ten_minutes"],
         bounds: BOUNDS,
     },
     Scheduler {
@@ -60,7 +63,7 @@ pub const SCHEDULERS: &[Scheduler] = &[
             &["--remote-wait-us", "0", "--credit-us", "1000000"],
         ],
         by_daemon: false,
-        left_out: &[],
+        left_out: OF_PILOT,
         bounds: BOUNDS,
     },
     Scheduler {
@@ -72,7 +75,7 @@ pub const SCHEDULERS: &[Scheduler] = &[
             &["--remote-wait-us", "0", "--rehome-ms", "1"],
         ],
         by_daemon: false,
-        left_out: &[],
+        left_out: OF_PILOT,
         bounds: BOUNDS,
     },
     Scheduler {
@@ -92,8 +95,7 @@ pub const SCHEDULERS: &[Scheduler] = &[
             "partial",
             "hotplug",
             "unknown_cpu",
-            "policy_daemon",
-            "classes",
+            // Its default policy doesn't tell classes apart.
             "beside_batch",
         ],
         // Not claimed: faults are not tried on it.
@@ -232,6 +234,12 @@ pub const CASES: &[Case] = &[
     scheduler("classes", 600),
     // A latency service beside a batch job is woken as fast as alone, and stays on its node.
     scheduler("beside_batch", 1800),
+    // A service under CPU pressure is served better within a second.
+    scheduler("pressure", 900),
+    // What the outside says of a service's load changes where it runs.
+    scheduler("outside_load", 900),
+    // Four tasks a CPU of many kinds, for ten minutes.
+    scheduler("ten_minutes", 1500),
     // SIGSTOP: tasks go on, with the scheduler or without it, and its daemon says what happened.
     sharing("stopped_daemon", 500),
     // A second scheduler is refused and told the name of the first.

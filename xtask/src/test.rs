@@ -12,6 +12,8 @@ use std::process::Command;
 
 /// The kernels that the VM tests boot, beside the default one: the oldest that the schedulers support.
 const OLDEST_KERNEL: &str = "6.12";
+/// And with `--full` the one on which 256 emulated CPUs get anywhere.
+const SLOW_TICKS_KERNEL: &str = "6.12-hz100";
 
 /// Build everything and run all tests, those that boot VMs included
 ///
@@ -46,7 +48,11 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<()> {
     let cache = Cache::open()?;
-    setup::ensure(&cache, &kernels()?, args.yes)?;
+    let mut kernels = kernels()?;
+    if args.full {
+        kernels.push(SLOW_TICKS_KERNEL.into());
+    }
+    setup::ensure(&cache, &kernels, args.yes)?;
     // `cargo test` builds a package's programs for that package's tests only; the guests run those of all.
     cargo(&["build", "--workspace", "--bins"])?;
     // All that is wrong is to be seen at once: the guests take the time, not the rest.

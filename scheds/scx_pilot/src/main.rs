@@ -20,10 +20,10 @@ use control_plane::{CommonOpts, Daemon, Instance, Topology};
 use crossbeam::channel::unbounded;
 use libbpf_rs::OpenObject;
 use log::info;
-use scx_pilot::inputs::classes::Watch;
 use scx_pilot::inputs::load::Load;
 use scx_pilot::inputs::power::Power;
-use scx_pilot::inputs::psi::Psi;
+use scx_pilot::inputs::psi::{PolicyPsi, Psi};
+use scx_pilot::inputs::watch::Watch;
 use scx_pilot::inputs::{Board, Readers, Source};
 
 use options::Opts;
@@ -82,6 +82,9 @@ impl Pilot {
         for (index, service) in opts.service.iter().enumerate() {
             let psi = Psi::new(index, &opts.cgroup_root, &service.cgroup);
             sources.push(Box::new(psi));
+        }
+        if opts.common.policy.policy.is_some() {
+            sources.push(Box::new(PolicyPsi::new(&opts.cgroup_root)));
         }
         if let Some(path) = &opts.load {
             sources.push(Box::new(Load::new(path, nr_llcs)));

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use control_plane::CommonOpts;
-use scx_pilot::inputs::classes::{self, Service};
+use scx_pilot::inputs::services::{self, Service};
 use scx_pilot::policy::Kind;
 
 /// Shorter ones cost more in switches than they give.
@@ -36,8 +36,9 @@ pub(crate) struct Opts {
     pub(crate) slice_us: u64,
 
     /// A service: the tasks in and below a cgroup, their class (latency, normal or batch) and by what their weights are
-    /// multiplied, in percent. Under CPU pressure it is given up to four times that. May be repeated
-    #[arg(long, value_name = "NAME=/CGROUP:CLASS[:WEIGHT]", value_parser = classes::parse)]
+    /// multiplied, in percent. Under CPU pressure it is given up to four times that. May be repeated; the services of
+    /// a policy file (--policy) are treated alike
+    #[arg(long, value_name = "NAME=/CGROUP:CLASS[:WEIGHT]", value_parser = services::parse)]
     pub(crate) service: Vec<Service>,
 
     /// Follow a stream of lines such as {"service":"web","load":0.4} from a file or UNIX socket: which part of the

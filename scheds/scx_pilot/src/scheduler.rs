@@ -14,6 +14,7 @@ use std::time::Instant;
 use std::{env, io};
 
 use anyhow::{Context, Result, anyhow};
+use control_plane::policy::Policy;
 use control_plane::stats::Reading;
 use control_plane::{Instance, Topology};
 use crossbeam::channel::{Receiver, Sender, bounded};
@@ -101,6 +102,7 @@ impl Remote {
         is_attached.recv().map_err(|_| gone())??;
         Ok(Box::new(Running {
             shared,
+            board: Arc::clone(board),
             exits,
             carried: self.carried.clone(),
             last: Arc::clone(&self.last),
@@ -150,6 +152,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 /// A scheduler that the main thread runs.
 struct Running {
     shared: Arc<Shared>,
+    board: Arc<Board>,
     exits: Receiver<UserExitInfo>,
     carried: Vec<u64>,
     last: Arc<Mutex<Option<Vec<u64>>>>,
@@ -175,6 +178,10 @@ impl Instance for Running {
         });
         *lock(&self.last) = Some(reading.counters.clone());
         Ok(reading)
+    }
+
+    fn follow(&self, policy: &Policy) {
+        self.board.follow(policy);
     }
 
     fn detach(&mut self) -> UserExitInfo {
@@ -232,6 +239,7 @@ impl<'o> Scheduler<'o> {
             bpf: Bpf {
                 bpf,
                 layout: order.layout.clone(),
+                own_is_given: false,
             },
             cycle,
             start: Instant::now(),
@@ -242,6 +250,7 @@ impl<'o> Scheduler<'o> {
     fn run(&mut self, shared: &Shared) -> UserExitInfo {
         while !shared.stop.load(Ordering::Relaxed) && !self.bpf.bpf.ended() {
             let now_ns = self.start.elapsed().as_nanos() as u64;
+            self.bpf.own_is_given = false;
             let waiting = self.cycle.run(&mut self.bpf, now_ns);
             self.publish(shared, waiting);
             // Gives the CPU away until there is something to do.
@@ -265,6 +274,8 @@ impl<'o> Scheduler<'o> {
 struct Bpf<'o> {
     bpf: BpfScheduler<'o>,
     layout: Layout,
+    /// Whether a task gets this thread's CPU after this round.
+    own_is_given: bool,
 }
 
 impl Bpf<'_> {
@@ -282,9 +293,22 @@ impl Bpf<'_> {
 
 impl Machine for Bpf<'_> {
     fn idle_cpu(&mut self, pid: i32, near: u32) -> Option<u32> {
+        // The kernel lets this thread run where the task that woke up ran last. Without this, that one would have to go
+        // elsewhere each time.
+        if self.own_cpu() == Some(near) {
+            self.own_is_given = true;
+            return Some(near);
+        }
         let cpu = u32::try_from(self.bpf.select_cpu(pid, near as i32, 0)).ok()?;
         // A CPU that is just coming up counts as idle before it takes any work.
         self.layout.is_online(cpu).then_some(cpu)
+    }
+
+    fn own_cpu(&mut self) -> Option<u32> {
+        // This thread isn't among them.
+        let running = *self.bpf.nr_running_mut();
+        let some_idle = running + 1 < u64::from(self.layout.nr_online());
+        (some_idle && !self.own_is_given).then(|| rustix::thread::sched_getcpu() as u32)
     }
 }
 

@@ -2,7 +2,7 @@
 //! again, and inputs that change. A single test, as the counter is of the whole process.
 
 use scx_pilot::cycle::{Arrival, Cycle, Kernel};
-use scx_pilot::inputs::{Board, classes};
+use scx_pilot::inputs::{Board, services};
 use scx_pilot::layout::Layout;
 use scx_pilot::policy::{Kind, Machine, Pick, Place};
 use std::alloc::{GlobalAlloc, Layout as Memory, System};
@@ -89,7 +89,7 @@ fn a_round_allocates_nothing() {
         let board = Arc::new(Board::new(
             services
                 .iter()
-                .map(|word| classes::parse(word).unwrap())
+                .map(|word| services::parse(word).unwrap())
                 .collect(),
         ));
         let policy = kind.build(&layout, 4_000_000);

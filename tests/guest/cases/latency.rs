@@ -6,7 +6,7 @@ use crate::cases::policy_daemon::classed;
 use crate::cgroup::Cgroup;
 use crate::cpus::online;
 use crate::daemon::Daemon;
-use crate::procs::beside;
+use crate::procs::{beside, last_cpu};
 use anyhow::{Context, Result, ensure};
 use manycore_tests::machine::Machine;
 use std::collections::BTreeSet;
@@ -157,12 +157,7 @@ fn last_cpus(pid: u32) -> Vec<usize> {
     entries
         .flatten()
         .filter(|entry| entry.file_name() != own.as_str())
-        .filter_map(|entry| {
-            let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
-            // PID (NAME) STATE ...: the CPU is the 39th field.
-            let (_, rest) = stat.rsplit_once(')')?;
-            rest.split_whitespace().nth(36)?.parse().ok()
-        })
+        .filter_map(|entry| last_cpu(entry.file_name().to_str()?.parse().ok()?))
         .collect()
 }
 

@@ -4,8 +4,8 @@ use crate::Setting;
 use crate::cpus::{Cpus, idle_shares, online};
 use crate::daemon::{Daemon, START};
 use crate::load::{Fairness, Load, Random, Work, runtimes};
+use crate::procs::children_of;
 use anyhow::{Context, Result, ensure};
-use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -96,26 +96,7 @@ impl StressNg {
 
     /// Its processes that do the work.
     fn workers(&self) -> Result<Vec<i32>> {
-        let own = self.0.id().to_string();
-        let mut workers = Vec::new();
-        for entry in fs::read_dir("/proc").context("reading /proc")?.flatten() {
-            let Some(pid) = entry
-                .file_name()
-                .to_str()
-                .and_then(|name| name.parse().ok())
-            else {
-                continue;
-            };
-            // PID (NAME) STATE PARENT ...; it may have ended by now.
-            let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-            let parent = stat
-                .rsplit_once(')')
-                .and_then(|(_, rest)| rest.split_whitespace().nth(1));
-            if parent == Some(&own) {
-                workers.push(pid);
-            }
-        }
-        Ok(workers)
+        children_of(self.0.id())
     }
 }
 

@@ -110,7 +110,7 @@ impl Guest {
 
 /// Of a scheduler that decides in its daemon, what runs in the quick set and in large guests: in an emulated guest on a busy
 /// host, or with as many CPUs to share it with, its daemon gets so little of the CPU that the others measure the host.
-const DAEMONS: &[&str] = &["help", "refuses_bad_use", "loads"];
+const DAEMONS: &[&str] = &["help", "refuses_bad_use", "loads", "ten_minutes"];
 
 /// What all daemons have from the library that they are built on: in the quick set, that one of them does it is enough.
 const LIBRARY: &[&str] = &[
@@ -127,6 +127,9 @@ pub(super) const OWN_GUESTS: &[&str] = &[
     "policy_daemon",
     "classes",
     "beside_batch",
+    "pressure",
+    "outside_load",
+    "ten_minutes",
     "unknown_cpu",
     "odd",
     "observe_waste",
@@ -155,6 +158,11 @@ const POLICY_DAEMON: Pick = Pick::Only(&["policy_daemon"]);
 const CLASSES: Pick = Pick::Only(&["classes"]);
 /// On a virtual clock, or it would measure the host.
 const BESIDE_BATCH: Pick = Pick::Only(&["beside_batch"]);
+/// On a virtual clock, as it is about how soon and how much.
+const PRESSURE: Pick = Pick::Only(&["pressure"]);
+/// The same, with several caches.
+const OUTSIDE_LOAD: Pick = Pick::Only(&["outside_load"]);
+const TEN_MINUTES: Pick = Pick::Only(&["ten_minutes"]);
 /// Only where a node has several caches can a CPU's place be unknown. A restart in an emulated guest of 16 CPUs takes from
 /// seconds to minutes, by the host's load.
 const UNKNOWN_CPU: Pick = Pick::Only(&["unknown_cpu"]);
@@ -201,6 +209,14 @@ pub const GUESTS: &[Guest] = &[
         .virtual_clock()
         .full(),
     Guest::new("6.12", "t32", POLICY_DAEMON).full(),
+    Guest::new("6.12", "t8", PRESSURE).virtual_clock().full(),
+    Guest::new("6.12", "t16-smt", OUTSIDE_LOAD)
+        .virtual_clock()
+        .full(),
+    Guest::new("6.12", "t8", TEN_MINUTES).full(),
+    Guest::new("debian", "t8", TEN_MINUTES).full(),
+    Guest::new("6.12", "t64", TEN_MINUTES).full(),
+    Guest::new("debian", "t64", TEN_MINUTES).full(),
     Guest::new("6.12", "t16-smt", UNKNOWN_CPU).full(),
     Guest::new("debian", "t16-smt", SEVERAL_CACHES).full(),
     Guest::new("debian", "t32", MANY_CPUS).full(),

@@ -139,6 +139,14 @@ impl Keeper {
         }
     }
 
+    /// The policy that is in force.
+    pub(super) fn policy(&self) -> Option<&Policy> {
+        match &self.state {
+            State::InForce(session) => Some(session.policy()),
+            State::Ready(..) | State::Failed => None,
+        }
+    }
+
     /// Reads the file again and applies what it says now: all of it or, if anything is wrong, none.
     pub(super) fn reload(&mut self) {
         match self.try_reload() {

@@ -15,7 +15,7 @@ use scx_utils::UserExitInfo;
 
 use crate::classes::ClassMap;
 use crate::options::{CommonOpts, Misuse};
-use crate::policy::Error as PolicyError;
+use crate::policy::{Error as PolicyError, Policy};
 use crate::stats::{self, Printer, Reading, Record};
 use crate::{Topology, logging};
 use signals::Signals;
@@ -58,8 +58,8 @@ pub trait Instance {
     /// If the kernel refuses.
     fn read(&self) -> Result<Reading>;
 
-    /// Called ten times a second at most while it schedules, however often statistics are asked for, for what a daemon does beside the scheduling. If it fails,
-    /// that is logged, and it is not called again.
+    /// Called ten times a second at most while it schedules, however often statistics are asked for, for what a daemon
+    /// does beside the scheduling. If it fails, that is logged, and it is not called again.
     ///
     /// # Errors
     /// As the daemon likes.
@@ -71,6 +71,10 @@ pub trait Instance {
     fn classes(&self) -> Option<&ClassMap> {
         None
     }
+
+    /// A policy is in force, or another one in its place: for a daemon that treats services itself. Their cgroups have
+    /// been given what the policy says already.
+    fn follow(&self, _policy: &Policy) {}
 
     /// Detaches it, unless the kernel has done so, and says why it ended.
     fn detach(&mut self) -> UserExitInfo;

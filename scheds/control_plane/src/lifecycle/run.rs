@@ -60,6 +60,7 @@ pub(super) fn run<D: Daemon>(daemon: &D, signals: &Signals) -> Result<()> {
             carried: &carried,
             keeper: keeper.as_mut(),
         };
+        running.follow_policy();
         outlets.serve(&mut running, signals);
 
         let exit = instance.detach();
@@ -101,6 +102,13 @@ impl Running<'_> {
     fn reload_policy(&mut self) {
         if let Some(keeper) = &mut self.keeper {
             keeper.reload();
+        }
+        self.follow_policy();
+    }
+
+    fn follow_policy(&self) {
+        if let Some(policy) = self.keeper.as_ref().and_then(|keeper| keeper.policy()) {
+            self.instance.follow(policy);
         }
     }
 

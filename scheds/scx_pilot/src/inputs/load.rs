@@ -2,19 +2,19 @@
 //!
 //! A stream of lines such as `{"service":"web","load":0.4}`, from a file that grows or from a UNIX socket. `load` is the
 //! part of the machine that the service will need, 0 to 1. Its tasks are kept to so many caches, starting from one of its
-//! own: a service that needs little stays narrow and warm, and one that is about to need more is spread at once. What was
-//! said more than ten seconds ago no longer counts.
+//! own: a service that needs little stays narrow and warm, and one that is about to need more may use more at once. What
+//! was said more than ten seconds ago no longer counts.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::Deserialize;
 
-use super::{Board, Source};
+use super::{Board, MAX_SERVICES, Source};
 
 const LIFETIME: Duration = Duration::from_secs(10);
 /// A longer line is malformed.
@@ -42,8 +42,60 @@ pub struct Load {
 
 #[derive(Debug)]
 enum Stream {
-    File { file: File, read: u64 },
+    File(Followed),
     Socket(UnixStream),
+}
+
+/// A file that grows, or is written anew each time.
+#[derive(Debug)]
+struct Followed {
+    file: File,
+    read: u64,
+    /// The last bytes that were read: they are still there if it has only grown.
+    last: Vec<u8>,
+    changed: Option<SystemTime>,
+}
+
+/// As long as any two lines that differ at all.
+const LAST: usize = 128;
+
+impl Followed {
+    fn new(file: File) -> Self {
+        // Before anything is read, so that no change after that is missed.
+        let changed = file.metadata().and_then(|metadata| metadata.modified());
+        Self {
+            file,
+            read: 0,
+            last: Vec::new(),
+            changed: changed.ok(),
+        }
+    }
+
+    /// Whether what was read is no longer the beginning of it. Asked before each look for more; a pipe never is.
+    fn is_anew(&mut self) -> io::Result<bool> {
+        let metadata = self.file.metadata()?;
+        let changed = metadata.modified().ok();
+        if !metadata.is_file() || changed == self.changed {
+            return Ok(false);
+        }
+        self.changed = changed;
+        if metadata.len() <= self.read {
+            return Ok(self.read > 0);
+        }
+        let mut now = vec![0; self.last.len()];
+        let from = self.read - now.len() as u64;
+        self.file.read_exact_at(&mut now, from)?;
+        Ok(now != self.last)
+    }
+
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read(bytes)?;
+        self.read += count as u64;
+        self.last.extend_from_slice(&bytes[..count]);
+        let surplus = self.last.len().saturating_sub(LAST);
+        self.last.drain(..surplus);
+        Ok(count)
+    }
 }
 
 impl Load {
@@ -69,7 +121,7 @@ impl Load {
             .read(true)
             .custom_flags(libc::O_NONBLOCK)
             .open(&self.path)?;
-        Ok(Stream::File { file, read: 0 })
+        Ok(Stream::File(Followed::new(file)))
     }
 
     /// Reads what is new into `rest`.
@@ -78,22 +130,17 @@ impl Load {
             Some(stream) => stream,
             None => self.open()?,
         };
+        if let Stream::File(followed) = &mut stream
+            && followed.is_anew()?
+        {
+            *followed = Followed::new(File::open(&self.path)?);
+            self.rest.clear();
+        }
         let mut bytes = [0; 4096];
         let mut taken = 0;
         while taken < MAX_READ {
             let read = match &mut stream {
-                Stream::File { file, read } => {
-                    let metadata = file.metadata()?;
-                    if metadata.is_file() && metadata.len() < *read {
-                        // Written anew.
-                        *file = File::open(&self.path)?;
-                        *read = 0;
-                        self.rest.clear();
-                    }
-                    let new = file.read(&mut bytes);
-                    *read += *new.as_ref().unwrap_or(&0) as u64;
-                    new
-                }
+                Stream::File(followed) => followed.read(&mut bytes),
                 Stream::Socket(socket) => match socket.read(&mut bytes) {
                     Ok(0) => return Err(io::Error::other("the other side has closed it")),
                     read => read,
@@ -139,9 +186,7 @@ impl Load {
             return Err(format!("a load of {}, not 0 to 1", line.load));
         }
         let index = board
-            .services()
-            .iter()
-            .position(|service| service.name == line.service)
+            .number_of(&line.service)
             .ok_or_else(|| format!("no service is called {}", line.service))?;
         self.heard[index] = Some(now);
         board.set_reach(index, reach(line.load, self.nr_llcs));
@@ -154,7 +199,7 @@ impl Load {
         for (index, heard) in self.heard.iter().enumerate() {
             if heard.is_some_and(|then| now.duration_since(then) > LIFETIME) {
                 board.set_reach(index, u32::MAX);
-                let name = &board.services()[index].name;
+                let name = board.name_of(index).unwrap_or_default();
                 result = Err(format!(
                     "nothing was said of {name} for {} s",
                     LIFETIME.as_secs()
@@ -176,7 +221,7 @@ impl Source for Load {
     }
 
     fn poll(&mut self, now: Instant, board: &Board) -> Result<(), String> {
-        self.heard.resize(board.services().len(), None);
+        self.heard.resize(MAX_SERVICES, None);
         let read = self.read().map_err(|err| err.to_string());
         let lines = self.take_lines(now, board);
         let expired = self.expire(now, board);
@@ -186,15 +231,15 @@ impl Source for Load {
 
 #[cfg(test)]
 mod tests {
-    use super::super::classes;
+    use super::super::services;
     use super::*;
     use std::io::Write;
     use std::os::unix::net::UnixListener;
 
     fn board() -> Board {
         Board::new(vec![
-            classes::parse("web=/web:latency").unwrap(),
-            classes::parse("logs=/logs:batch").unwrap(),
+            services::parse("web=/web:latency").unwrap(),
+            services::parse("logs=/logs:batch").unwrap(),
         ])
     }
 
@@ -214,9 +259,18 @@ mod tests {
         file.write_all(b"ice\":\"logs\",\"load\":0}\n").unwrap();
         load.poll(now, &board).unwrap();
         assert_eq!((board.reach(0), board.reach(1)), (4, 1));
-        std::fs::write(&path, "{\"service\":\"web\",\"load\":1}\n").unwrap();
-        load.poll(now, &board).unwrap();
-        assert_eq!(board.reach(0), 8);
+        // Written anew: shorter, as long, and longer than before.
+        let mut last = std::fs::metadata(&path).unwrap().modified().unwrap();
+        for (text, reach) in [("1", 8), ("0", 1), ("0.75", 6), ("0.5", 4)] {
+            let text = format!("{{\"service\":\"web\",\"load\":{text}}}\n");
+            // A file's time has steps of up to 10 ms.
+            while std::fs::metadata(&path).unwrap().modified().unwrap() == last {
+                std::fs::write(&path, &text).unwrap();
+            }
+            last = std::fs::metadata(&path).unwrap().modified().unwrap();
+            load.poll(now, &board).unwrap();
+            assert_eq!(board.reach(0), reach, "{text}");
+        }
         // Stale: taken back.
         assert!(load.poll(now + LIFETIME * 2, &board).is_err());
         assert_eq!((board.reach(0), board.reach(1)), (u32::MAX, u32::MAX));

@@ -4,21 +4,25 @@
 //! An input that is missing, stale or malformed is reported once, when that begins, and has no effect until it is good
 //! again. The scheduler goes on whatever happens to its inputs.
 
-pub mod classes;
 pub mod load;
 pub mod power;
 pub mod psi;
+pub mod services;
+pub mod watch;
 
-use std::sync::Arc;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use control_plane::policy::Policy;
 use crossbeam::queue::ArrayQueue;
 use log::{info, warn};
 
 use crate::policy::Class;
-use classes::{Service, Watch};
+use services::{Directory, Service};
+use watch::Watch;
 
 /// The most services that can be told apart.
 pub const MAX_SERVICES: usize = 64;
@@ -54,14 +58,47 @@ const PLAIN: Treatment = Treatment {
     reach: u32::MAX,
 };
 
-/// What inputs say, as words that are written by some threads and read by the one that schedules.
+/// What is known of a service, as words that are written by some threads and read by the one that schedules.
+#[derive(Debug)]
+struct Slot {
+    class: AtomicU32,
+    /// Of its own, in percent.
+    weight: AtomicU32,
+    /// In percent: how much more its tasks count because they are under pressure, 100 for no more.
+    boost: AtomicU32,
+    /// To how many caches it is to be kept.
+    reach: AtomicU32,
+}
+
+impl Default for Slot {
+    fn default() -> Self {
+        Self {
+            class: AtomicU32::new(PLAIN.class as u32),
+            weight: AtomicU32::new(PLAIN.weight_percent),
+            boost: AtomicU32::new(100),
+            reach: AtomicU32::new(PLAIN.reach),
+        }
+    }
+}
+
+impl Slot {
+    fn class(&self) -> Class {
+        let code = self.class.load(Ordering::Relaxed);
+        let all = [Class::Latency, Class::Batch];
+        let found = all.into_iter().find(|class| *class as u32 == code);
+        found.unwrap_or(Class::Normal)
+    }
+}
+
+/// What inputs say.
 #[derive(Debug)]
 pub struct Board {
-    services: Vec<Service>,
-    /// By service, in percent: how much more its tasks count because they are under pressure, 100 for no more.
-    boost: Vec<AtomicU32>,
-    /// By service: to how many caches it is to be kept.
-    reach: Vec<AtomicU32>,
+    /// By a service's number.
+    slots: Vec<Slot>,
+    /// Never locked by the thread that schedules.
+    directory: Mutex<Directory>,
+    /// How often the services have changed.
+    version: AtomicU32,
     active_llcs: AtomicU32,
     /// By pid modulo their number: the pid, and what is known of it.
     places: Vec<AtomicU64>,
@@ -71,21 +108,73 @@ pub struct Board {
 
 impl Board {
     /// With these services, of which the first [`MAX_SERVICES`] count.
-    pub fn new(mut services: Vec<Service>) -> Self {
-        services.truncate(MAX_SERVICES);
-        Self {
-            boost: services.iter().map(|_| AtomicU32::new(100)).collect(),
-            reach: services.iter().map(|_| AtomicU32::new(u32::MAX)).collect(),
-            services,
+    pub fn new(services: Vec<Service>) -> Self {
+        let board = Self {
+            slots: (0..MAX_SERVICES).map(|_| Slot::default()).collect(),
+            directory: Mutex::new(Directory::new(services)),
+            version: AtomicU32::new(0),
             active_llcs: AtomicU32::new(u32::MAX),
             places: (0..PLACES).map(|_| AtomicU64::new(0)).collect(),
             asked: ArrayQueue::new(IN_TRANSIT),
             gone: ArrayQueue::new(IN_TRANSIT),
-        }
+        };
+        board.write_treatments(&board.directory());
+        board
     }
 
-    pub fn services(&self) -> &[Service] {
-        &self.services
+    fn directory(&self) -> MutexGuard<'_, Directory> {
+        self.directory
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Treats the services of this policy as it says, beside those that it was made with and instead of an earlier
+    /// policy's. Those beyond [`MAX_SERVICES`] are reported and treated like no service.
+    pub fn follow(&self, policy: &Policy) {
+        let mut directory = self.directory();
+        directory.follow(policy);
+        for name in self.write_treatments(&directory) {
+            warn!("{name} is treated like no service: there is room for {MAX_SERVICES}");
+        }
+        drop(directory);
+        self.version.fetch_add(1, Ordering::Release);
+    }
+
+    /// Returns the names of services without a slot.
+    fn write_treatments<'d>(&self, directory: &'d Directory) -> Vec<&'d str> {
+        let (treatments, without_room) = directory.treatments();
+        for (number, class, weight) in treatments {
+            self.slots[number]
+                .class
+                .store(class as u32, Ordering::Relaxed);
+            self.slots[number].weight.store(weight, Ordering::Relaxed);
+        }
+        without_room
+    }
+
+    /// Another number each time the services have changed.
+    pub(crate) fn version(&self) -> u32 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// A service's name, if there is one of this number.
+    pub(crate) fn name_of(&self, service: usize) -> Option<String> {
+        self.directory().name_of(service).map(str::to_owned)
+    }
+
+    /// The number of the service of this name.
+    pub(crate) fn number_of(&self, name: &str) -> Option<usize> {
+        self.directory().number_of(name)
+    }
+
+    /// The service to which a cgroup belongs, by its path.
+    pub(crate) fn service_at(&self, cgroup: &str) -> Option<usize> {
+        self.directory().service_of(cgroup)
+    }
+
+    /// The cgroups that are services of the policy, each with its service.
+    pub(crate) fn cgroups_of_policy(&self, root: &Path) -> std::io::Result<Vec<(usize, String)>> {
+        self.directory().cgroups_of_policy(root)
     }
 
     /// How a task is to be treated. The first time, somebody else starts to look that up.
@@ -102,15 +191,16 @@ impl Board {
         let Some(index) = (word as u32).checked_sub(FIRST).map(|index| index as usize) else {
             return PLAIN;
         };
-        let Some(service) = self.services.get(index) else {
+        let Some(slot) = self.slots.get(index) else {
             return PLAIN;
         };
+        let [weight, boost] = [&slot.weight, &slot.boost].map(|word| word.load(Ordering::Relaxed));
         Treatment {
             known: true,
-            class: service.class,
-            weight_percent: service.weight * self.boost[index].load(Ordering::Relaxed) / 100,
+            class: slot.class(),
+            weight_percent: weight * boost / 100,
             home: index as u32,
-            reach: self.reach[index].load(Ordering::Relaxed),
+            reach: slot.reach.load(Ordering::Relaxed),
         }
     }
 
@@ -149,30 +239,30 @@ impl Board {
 
     /// Sets how much more a service counts, in percent.
     pub fn set_boost(&self, service: usize, percent: u32) {
-        if let Some(word) = self.boost.get(service) {
-            word.store(percent, Ordering::Relaxed);
+        if let Some(slot) = self.slots.get(service) {
+            slot.boost.store(percent, Ordering::Relaxed);
         }
     }
 
     /// How much more a service counts, in percent.
     pub fn boost(&self, service: usize) -> u32 {
-        self.boost
+        self.slots
             .get(service)
-            .map_or(100, |word| word.load(Ordering::Relaxed))
+            .map_or(100, |slot| slot.boost.load(Ordering::Relaxed))
     }
 
     /// Sets to how many caches a service is to be kept.
     pub fn set_reach(&self, service: usize, llcs: u32) {
-        if let Some(word) = self.reach.get(service) {
-            word.store(llcs, Ordering::Relaxed);
+        if let Some(slot) = self.slots.get(service) {
+            slot.reach.store(llcs, Ordering::Relaxed);
         }
     }
 
     /// To how many caches a service is to be kept.
     pub fn reach(&self, service: usize) -> u32 {
-        self.reach
+        self.slots
             .get(service)
-            .map_or(u32::MAX, |word| word.load(Ordering::Relaxed))
+            .map_or(u32::MAX, |slot| slot.reach.load(Ordering::Relaxed))
     }
 
     /// Packs work into this many caches.
@@ -301,8 +391,8 @@ mod tests {
     #[test]
     fn a_task_is_asked_about_once_and_treated_like_its_service() {
         let board = Board::new(vec![
-            classes::parse("web=/web:latency:300").unwrap(),
-            classes::parse("logs=/logs:batch").unwrap(),
+            services::parse("web=/web:latency:300").unwrap(),
+            services::parse("logs=/logs:batch").unwrap(),
         ]);
         assert_eq!(board.service_of(70_000), PLAIN);
         assert_eq!(board.service_of(70_000), PLAIN);

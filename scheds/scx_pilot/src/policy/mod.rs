@@ -18,23 +18,15 @@ pub use pidmap::PidMap;
 pub use placement::Placement;
 pub use ready::Ready;
 
+/// What a service is: `Latency`, somebody waits for its answer; `Batch`, only its throughput counts; or `Normal`.
+pub use control_plane::policy::Class;
+
 use crate::layout::Layout;
 
 /// The most tasks that a policy is ever given to hold at once.
 pub const MAX_WAITING: usize = 2048;
 /// How many tasks a policy remembers. What is beyond is scheduled like a task seen for the first time.
 pub const MAX_TASKS: usize = 1 << 17;
-
-/// How a service is to be treated.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Class {
-    /// Somebody waits for its answer.
-    Latency,
-    #[default]
-    Normal,
-    /// Only its throughput counts.
-    Batch,
-}
 
 /// A task that wants to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +76,13 @@ pub trait Machine {
     /// Takes an idle CPU for a task: the one given if it is idle, else another that the task may use, as near as the
     /// kernel can tell. A CPU that was taken should be used. `None` if all are busy.
     fn idle_cpu(&mut self, pid: i32, near: u32) -> Option<u32>;
+
+    /// The CPU that will idle in a moment, as the policy itself runs there; `idle_cpu` gives it to the first task that wants
+    /// it. `None` once a task has it, or while all CPUs are busy: what is sent to a certain CPU goes before what waits for
+    /// any.
+    fn own_cpu(&mut self) -> Option<u32> {
+        None
+    }
 }
 
 /// A scheduling policy.

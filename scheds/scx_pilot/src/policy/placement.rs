@@ -52,10 +52,13 @@ impl Placement {
             return idle_or_any(task.pid, task.cpu, machine);
         }
         let own = self.layout.llc_of(task.cpu);
-        let near = if (own + nr_llcs - first) % nr_llcs < count {
+        let near = if (own + nr_llcs - first) % nr_llcs >= count {
+            self.choose(first, count)
+        } else if packed || machine.own_cpu() == Some(task.cpu) {
             task.cpu
         } else {
-            self.choose(first, count)
+            // The kernel has just woken the CPU where it ran last, so that one doesn't count as idle now.
+            self.choose_but(task.cpu, first, count)
         };
         let resting = now_ns / PHASE_NS % PHASES == PHASES - 1;
         if packed && !resting {
@@ -73,6 +76,16 @@ impl Placement {
         let (one, other) = (self.next_cpu(first, count), self.next_cpu(first, count));
         let busy = |cpu: u32| self.busy_until_ns[cpu as usize];
         if busy(other) < busy(one) { other } else { one }
+    }
+
+    /// The same, but not this one, unless it is by chance.
+    fn choose_but(&mut self, cpu: u32, first: u32, count: u32) -> u32 {
+        let chosen = self.choose(first, count);
+        if chosen == cpu {
+            self.choose(first, count)
+        } else {
+            chosen
+        }
     }
 
     /// The CPUs of some caches in turn, one of each cache at a time.

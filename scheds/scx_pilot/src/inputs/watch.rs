@@ -1,4 +1,4 @@
-//! Services: groups of tasks, told apart by their cgroups, and how each is to be treated.
+//! Which service each task belongs to.
 //!
 //! [`Watch`] looks up the cgroup of each task that the scheduler meets, again every few seconds in case it moved, and
 //! notices when a task is gone. It runs in a thread of its own: to the one that schedules, the answer is a word in memory.
@@ -9,72 +9,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::Board;
-use crate::policy::Class;
 
 /// How long what is known of a task stays good.
 const LIFETIME: Duration = Duration::from_secs(3);
 /// How many tasks to look at in one go, so that a machine with many does not make a CPU busy.
 const AT_ONCE: usize = 256;
-
-/// A group of tasks, and how they are to be treated.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Service {
-    pub name: String,
-    /// Its cgroup, as a path below the root of the hierarchy with a leading slash; what is below it belongs to it.
-    pub cgroup: String,
-    pub class: Class,
-    /// By what its tasks' weights are multiplied, in percent, 1 to 10000.
-    pub weight: u32,
-}
-
-/// Parses `NAME=CGROUP:CLASS[:WEIGHT]`.
-///
-/// # Errors
-/// What is wrong with it.
-pub fn parse(word: &str) -> Result<Service, String> {
-    const FORM: &str = "must look like NAME=/CGROUP:CLASS[:WEIGHT]";
-    let (name, rest) = word.split_once('=').ok_or(FORM)?;
-    let mut parts = rest.split(':');
-    let cgroup = parts.next().unwrap_or_default().trim_end_matches('/');
-    let class = match parts.next().ok_or(FORM)? {
-        "latency" => Class::Latency,
-        "normal" => Class::Normal,
-        "batch" => Class::Batch,
-        other => return Err(format!("{other} is no class: latency, normal or batch")),
-    };
-    let weight = match parts.next() {
-        None => 100,
-        Some(word) => word
-            .parse()
-            .ok()
-            .filter(|weight| (1..=10_000).contains(weight))
-            .ok_or_else(|| format!("{word} is no weight: 1 to 10000 percent"))?,
-    };
-    if name.is_empty() || !cgroup.starts_with('/') || parts.next().is_some() {
-        return Err(FORM.to_string());
-    }
-    Ok(Service {
-        name: name.to_string(),
-        cgroup: cgroup.to_string(),
-        class,
-        weight,
-    })
-}
-
-/// The service to which a cgroup belongs, by index: the one with the nearest cgroup above.
-pub fn service_of(services: &[Service], cgroup: &str) -> Option<usize> {
-    let holds = |service: &Service| {
-        cgroup
-            .strip_prefix(&service.cgroup)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    };
-    services
-        .iter()
-        .enumerate()
-        .filter(|(_, service)| holds(service))
-        .max_by_key(|(_, service)| service.cgroup.len())
-        .map(|(index, _)| index)
-}
 
 /// The tasks that the scheduler has met.
 #[derive(Debug)]
@@ -82,8 +21,9 @@ pub struct Watch {
     proc: PathBuf,
     /// When each is to be looked at again.
     due: HashMap<i32, Instant>,
-    /// Those whose end could not be told yet.
     next_sweep: Option<Instant>,
+    /// The services that they were looked up in, by [`Board::version`].
+    version: u32,
 }
 
 impl Watch {
@@ -93,6 +33,7 @@ impl Watch {
             proc: proc.to_path_buf(),
             due: HashMap::new(),
             next_sweep: None,
+            version: 0,
         }
     }
 
@@ -105,6 +46,11 @@ impl Watch {
             return;
         }
         self.next_sweep = Some(now + Duration::from_millis(100));
+        let version = board.version();
+        if version != self.version {
+            self.version = version;
+            self.due.values_mut().for_each(|due| *due = now.min(*due));
+        }
         let old: Vec<i32> = self
             .due
             .iter()
@@ -120,8 +66,7 @@ impl Watch {
     fn look_up(&mut self, pid: i32, now: Instant, board: &Board) {
         match fs::read_to_string(self.proc.join(format!("{pid}/cgroup"))) {
             Ok(text) => {
-                let service =
-                    unified(&text).and_then(|cgroup| service_of(board.services(), cgroup));
+                let service = unified(&text).and_then(|cgroup| board.service_at(cgroup));
                 board.assign(pid, service);
                 self.due.insert(pid, now + LIFETIME);
             }
@@ -143,45 +88,11 @@ fn unified(text: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::services::parse;
     use super::*;
+    use crate::policy::Class;
+    use control_plane::policy::Policy;
     use std::sync::Arc;
-
-    #[test]
-    fn services_are_parsed_or_refused_with_the_reason() {
-        assert_eq!(
-            parse("web=/system.slice/web.service/:latency:300"),
-            Ok(Service {
-                name: "web".into(),
-                cgroup: "/system.slice/web.service".into(),
-                class: Class::Latency,
-                weight: 300
-            })
-        );
-        assert_eq!(parse("b=/b:batch").unwrap().weight, 100);
-        assert!(parse("b=/b:fast").unwrap_err().contains("no class"));
-        assert!(parse("b=/b:batch:0").unwrap_err().contains("no weight"));
-        for wrong in [
-            "",
-            "b",
-            "b=/b",
-            "b=b:batch",
-            "=/b:batch",
-            "b=/b:batch:1:2",
-            "b=/:batch",
-        ] {
-            assert!(parse(wrong).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn the_nearest_cgroup_above_counts() {
-        let services = ["a=/a:batch", "b=/a/b:latency"].map(|word| parse(word).unwrap());
-        assert_eq!(service_of(&services, "/a"), Some(0));
-        assert_eq!(service_of(&services, "/a/c"), Some(0));
-        assert_eq!(service_of(&services, "/a/b/c"), Some(1));
-        assert_eq!(service_of(&services, "/ab"), None);
-        assert_eq!(service_of(&services, "/"), None);
-    }
 
     #[test]
     fn tasks_are_followed_until_they_are_gone() {
@@ -204,6 +115,19 @@ mod tests {
         in_cgroup(5, "/batch");
         watch.poll(start + LIFETIME, &board);
         assert_eq!(board.service_of(5).class, Class::Batch);
+        // A policy comes: all are looked up in it at once.
+        in_cgroup(6, "/db");
+        assert!(!board.service_of(6).known);
+        watch.poll(start + LIFETIME, &board);
+        assert!(!board.service_of(6).known);
+        let text = "[[service]]\ncgroup = \"/d*\"\nclass = \"batch\"\nweight = 50\n";
+        board.follow(&Policy::parse(Path::new("p.toml"), text).unwrap());
+        watch.poll(start + LIFETIME + Duration::from_millis(100), &board);
+        let treatment = board.service_of(6);
+        assert_eq!(
+            (treatment.class, treatment.weight_percent),
+            (Class::Batch, 50)
+        );
         assert_eq!(board.next_gone(), None);
         fs::remove_dir_all(proc.path().join("5")).unwrap();
         watch.poll(start + 3 * LIFETIME, &board);
