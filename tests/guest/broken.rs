@@ -1,6 +1,6 @@
 //! The schedulers with known faults of `tests/broken_scheds`.
 
-use crate::daemon::{Daemon, START, State, wait_until_unloaded};
+use crate::daemon::{Daemon, State, start_limit, wait_until_unloaded};
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ pub(crate) struct Broken(Daemon);
 impl Broken {
     pub(crate) fn load(args: &[&str]) -> Result<Self> {
         let mut broken = Self(Daemon::spawn("broken_scheds", args)?);
-        let deadline = Instant::now() + START;
+        let deadline = Instant::now() + start_limit();
         loop {
             let state = State::read()?;
             let name = state.ops.as_deref().unwrap_or_default();
@@ -27,7 +27,7 @@ impl Broken {
             ensure!(
                 Instant::now() < deadline,
                 "broken_scheds is not loaded after {} s: {state:?}",
-                START.as_secs()
+                start_limit().as_secs()
             );
             std::thread::sleep(Duration::from_millis(50));
         }

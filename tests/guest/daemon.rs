@@ -1,7 +1,7 @@
 //! A scheduler's daemon, run as a user runs it.
 
 use crate::Setting;
-use crate::cpus::read;
+use crate::cpus::{online, read};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File};
@@ -12,7 +12,12 @@ use std::time::{Duration, Instant};
 const SYSFS: &str = "/sys/kernel/sched_ext";
 /// From the start of a daemon to a loaded scheduler; 3 s is usual on 8 emulated CPUs, more on more, and over 60 s were seen on
 /// 32 with the host's two cores shared with three other guests.
-pub(crate) const START: Duration = Duration::from_secs(180);
+const START: Duration = Duration::from_secs(180);
+/// The same here. Beyond 64 CPUs, emulated ones each get so little of the host that it takes that much longer.
+pub(crate) fn start_limit() -> Duration {
+    START * online().map_or(1, |cpus| cpus.len().div_ceil(64)) as u32
+}
+
 /// From a signal to a daemon's end.
 const END: Duration = Duration::from_secs(90);
 const POLL: Duration = Duration::from_millis(50);
@@ -129,7 +134,7 @@ impl Daemon {
         );
         let enabled = enabled_times()?;
         let mut daemon = Self::spawn(scheduler.name, args)?;
-        let deadline = Instant::now() + START;
+        let deadline = Instant::now() + start_limit();
         loop {
             let state = State::read()?;
             // The kernel sets the state first and counts last.
@@ -155,7 +160,7 @@ impl Daemon {
                 Instant::now() < deadline,
                 "{} is not loaded after {} s: {state:?}",
                 scheduler.name,
-                START.as_secs()
+                start_limit().as_secs()
             );
             std::thread::sleep(POLL);
         }

@@ -5,7 +5,7 @@ use crate::Setting;
 use crate::cases::stats::Totals;
 use crate::checker::Checker;
 use crate::cpus::{Cpus, online, read};
-use crate::daemon::{Daemon, START, State};
+use crate::daemon::{Daemon, State, start_limit};
 use crate::load::{Load, Random, Work};
 use anyhow::{Context, Result, ensure};
 use std::fs;
@@ -53,7 +53,7 @@ impl Scene {
     /// The scheduler is there, and every thread of the load gets on.
     pub(crate) fn check(&mut self) -> Result<()> {
         // One that loads itself anew needs a moment.
-        let deadline = Instant::now() + START;
+        let deadline = Instant::now() + start_limit();
         while State::read()?.state != "enabled" && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(50));
         }

@@ -3,6 +3,7 @@
 mod bpf;
 mod bpf_intf;
 mod bpf_skel;
+mod memory;
 mod options;
 mod scheduler;
 mod stats;
@@ -19,7 +20,7 @@ use control_plane::stats::Reading;
 use control_plane::{CommonOpts, Daemon, Instance, Topology};
 use crossbeam::channel::unbounded;
 use libbpf_rs::OpenObject;
-use log::info;
+use log::{info, warn};
 use scx_pilot::inputs::load::Load;
 use scx_pilot::inputs::power::Power;
 use scx_pilot::inputs::psi::{PolicyPsi, Psi};
@@ -32,6 +33,8 @@ use scheduler::Remote;
 /// The daemon, as the control plane sees it.
 struct Pilot {
     opts: Opts,
+    /// Why some of its memory is still shared with other programs, if it is.
+    shares: Option<anyhow::Error>,
     remote: Remote,
 }
 
@@ -61,6 +64,12 @@ impl Daemon for Pilot {
                 "are the policy's"
             }
         );
+        if let Some(err) = &self.shares {
+            warn!(
+                "memory is shared with other programs ({err:#}): while the kernel moves that to other nodes, nothing is \
+                 scheduled, up to the watchdog's time"
+            );
+        }
         let board = Arc::new(Board::new(opts.service.clone()));
         let watch = Watch::new(Path::new("/proc"));
         let readers = Readers::start(&board, watch, self.sources(topology))
@@ -99,9 +108,12 @@ impl Pilot {
 fn main() -> ExitCode {
     let opts = Opts::parse();
     let schedules = opts.common.monitor.is_none();
+    // While there is no other thread.
+    let shares = schedules.then(memory::share_nothing);
     let (orders, inbox) = unbounded();
     let pilot = Pilot {
         opts,
+        shares: shares.and_then(Result::err),
         remote: Remote::new(orders),
     };
     let control = thread::Builder::new()

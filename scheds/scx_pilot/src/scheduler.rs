@@ -239,6 +239,7 @@ impl<'o> Scheduler<'o> {
             bpf: Bpf {
                 bpf,
                 layout: order.layout.clone(),
+                places_all: !opts.kernel_places_idle(),
                 own_is_given: false,
             },
             cycle,
@@ -274,6 +275,9 @@ impl<'o> Scheduler<'o> {
 struct Bpf<'o> {
     bpf: BpfScheduler<'o>,
     layout: Layout,
+    /// Whether tasks that find an idle CPU are for the policy to place, too. If the kernel does that, those that come here
+    /// found none a moment ago, and whichever idles by now is there sooner than this thread is done.
+    places_all: bool,
     /// Whether a task gets this thread's CPU after this round.
     own_is_given: bool,
 }
@@ -308,7 +312,8 @@ impl Machine for Bpf<'_> {
         // This thread isn't among them.
         let running = *self.bpf.nr_running_mut();
         let some_idle = running + 1 < u64::from(self.layout.nr_online());
-        (some_idle && !self.own_is_given).then(|| rustix::thread::sched_getcpu() as u32)
+        (self.places_all && some_idle && !self.own_is_given)
+            .then(|| rustix::thread::sched_getcpu() as u32)
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::Setting;
 use crate::cases::stats::{Totals, are_served};
 use crate::cpus::{Cpus, idle_shares, online, set_online};
-use crate::daemon::{Daemon, START, State, enabled_times, switches_all, wait_until_unloaded};
+use crate::daemon::{Daemon, State, enabled_times, start_limit, switches_all, wait_until_unloaded};
 use crate::kernel::Verified;
 use crate::load::{Load, Work, is_on_sched_ext};
 use anyhow::{Context, Result, ensure};
@@ -236,7 +236,7 @@ pub(crate) fn unknown_cpu(setting: &Setting) -> Result<String> {
 
 /// A daemon may load its scheduler anew when CPUs come or go.
 fn wait_until_enabled(daemon: &mut Daemon) -> Result<()> {
-    let deadline = Instant::now() + START;
+    let deadline = Instant::now() + start_limit();
     // What the kernel does about a hotplug, it starts at once, but the daemon needs a moment to see it.
     std::thread::sleep(Duration::from_secs(1));
     while State::read()?.state != "enabled" && Instant::now() < deadline {

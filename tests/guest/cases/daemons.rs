@@ -3,7 +3,7 @@
 use crate::Setting;
 use crate::cases::stats::Totals;
 use crate::cpus::online;
-use crate::daemon::{Daemon, START, State, enabled_times, wait_until_unloaded};
+use crate::daemon::{Daemon, State, enabled_times, start_limit, wait_until_unloaded};
 use crate::load::{Load, Work};
 use crate::scene::{Scene, TURN};
 use anyhow::{Context, Result, bail, ensure};
@@ -34,7 +34,7 @@ pub(crate) fn stop(setting: &Setting) -> Result<String> {
 }
 
 fn wait_for_end(daemon: &mut Daemon) -> Result<ExitStatus> {
-    let deadline = Instant::now() + START;
+    let deadline = Instant::now() + start_limit();
     loop {
         if let Some(status) = daemon.ended()? {
             return Ok(status);
@@ -42,7 +42,7 @@ fn wait_for_end(daemon: &mut Daemon) -> Result<ExitStatus> {
         ensure!(
             Instant::now() < deadline,
             "the daemon still runs after {} s",
-            START.as_secs()
+            start_limit().as_secs()
         );
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -129,7 +129,7 @@ pub(crate) fn reload(setting: &Setting) -> Result<String> {
 
 fn two_at_once(name: &str, load: &Load) -> Result<()> {
     let mut two = [Daemon::spawn(name, &[])?, Daemon::spawn(name, &[])?];
-    let deadline = Instant::now() + START;
+    let deadline = Instant::now() + start_limit();
     let loser = loop {
         let ended = [two[0].ended()?, two[1].ended()?];
         match ended {

@@ -5,7 +5,9 @@ use crate::Setting;
 use crate::cases::policy::{FILE, JOURNAL, ROOT, World, manycore, policy_text, same};
 use crate::cases::stats::Totals;
 use crate::cpus::{online, set_online};
-use crate::daemon::{Daemon, START, State, check_refusal, enabled_times, run, wait_until_unloaded};
+use crate::daemon::{
+    Daemon, State, check_refusal, enabled_times, run, start_limit, wait_until_unloaded,
+};
 use crate::load::{Load, Work};
 use anyhow::{Context, Result, ensure};
 use manycore_tests::machine::Machine;
@@ -179,7 +181,7 @@ fn check_restarted(setting: &Setting, world: &World, text: &str, before: &Files)
     let mut daemon = start(setting, text)?;
     let enabled = enabled_times()?;
     set_online(last, true)?;
-    let deadline = Instant::now() + START;
+    let deadline = Instant::now() + start_limit();
     while enabled_times()? == enabled || State::read()?.state != "enabled" {
         ensure!(Instant::now() < deadline, "it doesn't restart");
         std::thread::sleep(Duration::from_millis(50));

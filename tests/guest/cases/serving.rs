@@ -2,7 +2,7 @@
 
 use crate::Setting;
 use crate::cpus::{Cpus, idle_shares, online};
-use crate::daemon::{Daemon, START};
+use crate::daemon::{Daemon, start_limit};
 use crate::load::{Fairness, Load, Random, Work, runtimes};
 use crate::procs::children_of;
 use anyhow::{Context, Result, ensure};
@@ -104,7 +104,7 @@ pub(crate) fn stress_ng(setting: &Setting) -> Result<String> {
     let daemon = Daemon::lent(setting)?;
     let count = 4 * online()?.len();
     let stress = StressNg::start(count)?;
-    let deadline = Instant::now() + START;
+    let deadline = Instant::now() + start_limit();
     loop {
         let computing = runtimes(stress.workers()?.into_iter())?
             .into_values()
@@ -117,7 +117,7 @@ pub(crate) fn stress_ng(setting: &Setting) -> Result<String> {
             Instant::now() < deadline,
             "of {count} workers of stress-ng {computing} have computed for {} ms within {} s",
             STARTED.as_millis(),
-            START.as_secs()
+            start_limit().as_secs()
         );
         std::thread::sleep(Duration::from_millis(100));
     }

@@ -34,7 +34,13 @@ pub(crate) fn topo(_: &Setting) -> Result<String> {
     check_domains(topo["online"].as_u64().unwrap_or(0))?;
     let summary = drawing.lines().next().unwrap_or_default();
     for node in array(&topo, "nodes")? {
-        let title = format!("node {} · socket", number(node, "id")?);
+        // One that has memory only is in no socket.
+        let socket = if array(node, "llcs")?.is_empty() {
+            ""
+        } else {
+            "socket"
+        };
+        let title = format!("node {} · {socket}", number(node, "id")?);
         ensure!(
             drawing.contains(&title),
             "no {title:?} in the drawing: {drawing}"

@@ -180,8 +180,8 @@ const SECOND_KERNEL: Pick = Pick::AllBut(&[
     "stress_ng",
     "mixed",
 ]);
-/// Machines as nobody builds them. `topo` expects of a node that it has CPUs.
-const ODD: Pick = Pick::Only(&["topology", "odd"]);
+/// Machines as nobody builds them.
+const ODD: Pick = Pick::Only(&["topology", "topo", "odd"]);
 const MEASURED: Pick = Pick::Only(&["observe_waste"]);
 
 pub const GUESTS: &[Guest] = &[
