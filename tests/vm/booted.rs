@@ -165,7 +165,7 @@ fn limit_of(case: &str, guest: &Guest) -> Duration {
 /// come up: on two cores one of 8 CPUs takes 10 s, three times that beside others. Each further try is given twice the time.
 fn boot_limit(guest: &Guest, tries: u32) -> Duration {
     let slowness = if guest.virtual_clock { 3 } else { 1 };
-    Duration::from_secs(slowness * (50 + 2 * guest.cpus() as u64)) * 2u32.pow(tries)
+    Duration::from_secs(slowness * (70 + 2 * guest.cpus() as u64)) * 2u32.pow(tries)
 }
 
 impl Running {

@@ -19,6 +19,11 @@ pub fn virtme_run(cache: &Cache) -> PathBuf {
     cache.path(VENV).join("bin/virtme-run")
 }
 
+/// The Python that has what `vm/requirements.txt` lists.
+pub fn python(cache: &Cache) -> PathBuf {
+    cache.path(VENV).join("bin/python")
+}
+
 /// The folder to put on `$PATH` so that virtme-ng finds virtiofsd.
 pub fn virtiofsd_dir(cache: &Cache) -> PathBuf {
     cache.path(VIRTIOFSD).join("bin")
@@ -62,22 +67,28 @@ pub fn ensure_virtme(cache: &Cache) -> Result<()> {
 fn make_venv(venv: &Path) -> Result<()> {
     crate::cache::remove_all(venv)?;
     fs::create_dir_all(venv).with_context(|| format!("creating {}", venv.display()))?;
-    step("installing virtme-ng into a private venv", |s| {
-        // The system's Python, whatever a version manager puts first on $PATH: the venv outlives its shims.
-        cmd::run(
-            s,
-            Command::new("/usr/bin/python3")
-                .args(["-m", "venv"])
-                .arg(venv),
-        )?;
-        let installed = cmd::run(
-            s,
-            Command::new(venv.join("bin/pip"))
-                .args(["install", "--quiet", "--disable-pip-version-check", "-r"])
-                .arg(requirements()),
-        );
-        cmd::over_network(installed, "pip could not install virtme-ng")
-    })?;
+    step(
+        "installing virtme-ng and a reader of metrics into a private venv",
+        |s| {
+            // The system's Python, whatever a version manager puts first on $PATH: the venv outlives its shims.
+            cmd::run(
+                s,
+                Command::new("/usr/bin/python3")
+                    .args(["-m", "venv"])
+                    .arg(venv),
+            )?;
+            let installed = cmd::run(
+                s,
+                Command::new(venv.join("bin/pip"))
+                    .args(["install", "--quiet", "--disable-pip-version-check", "-r"])
+                    .arg(requirements()),
+            );
+            cmd::over_network(
+                installed,
+                "pip could not install what vm/requirements.txt lists",
+            )
+        },
+    )?;
     fs::write(venv.join("requirements.hash"), requirements_hash()?)
         .context("marking the venv as whole")
 }

@@ -62,6 +62,7 @@ pub(crate) fn metrics(setting: &Setting) -> Result<String> {
     );
     drop(load);
     check_described(setting, &before)?;
+    check_accepted(before.len())?;
     let mut histograms = before
         .iter()
         .filter(|(_, family)| family.kind == "histogram");
@@ -89,6 +90,36 @@ pub(crate) fn metrics(setting: &Setting) -> Result<String> {
     daemon.stop()?;
     ensure!(!Path::new(SOCKET).exists(), "{SOCKET} is left behind");
     Ok(format!("{} families", before.len()))
+}
+
+/// Prometheus' own reader takes it for what it is, with all families.
+fn check_accepted(families: usize) -> Result<()> {
+    const READER: &str = "import sys\n\
+        from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse\n\
+        print(len(list(parse(sys.stdin.read()))))\n";
+    let stream = TcpStream::connect(ADDRESS).context("connecting")?;
+    let answer = get(stream, "GET /metrics HTTP/1.1")?;
+    let (_, body) = answer.split_once("\r\n\r\n").context("no HTTP")?;
+    let path = "/tmp/metrics.txt";
+    fs::write(path, body).context("writing what was served")?;
+    let python = std::env::var_os("MANYCORE_PYTHON").context("$MANYCORE_PYTHON is not set")?;
+    let output = Command::new(python)
+        .args(["-c", READER])
+        .stdin(fs::File::open(path).context("reading what was served")?)
+        .output()
+        .context("running Python")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "Prometheus' reader refuses it: {said}"
+    );
+    let read = String::from_utf8_lossy(&output.stdout);
+    ensure!(
+        read.trim() == families.to_string(),
+        "Prometheus' reader sees {} families, not {families}",
+        read.trim()
+    );
+    Ok(())
 }
 
 /// A daemon answers a moment after its scheduler was loaded.

@@ -135,13 +135,15 @@ pub fn shell(cache: &Cache, spec: &Spec) -> Result<()> {
     Ok(())
 }
 
-/// What every script starts with: the host's working folder, and the daemons of this checkout on the path.
+/// What every script starts with: the host's working folder, the daemons of this checkout on the path, and where the
+/// Python is that has more than the system's.
 pub fn script_prelude() -> Result<String> {
     let cwd = std::env::current_dir().context("finding the working folder")?;
     Ok(format!(
-        "cd {} 2>/dev/null || cd /\nexport PATH={}:\"$PATH\"\n",
+        "cd {} 2>/dev/null || cd /\nexport PATH={}:\"$PATH\" MANYCORE_PYTHON={}\n",
         quote(&cwd.to_string_lossy()),
         quote(&workspace::bin_dir()?.to_string_lossy()),
+        quote(&tools::python(&Cache::open()?).to_string_lossy()),
     ))
 }
 
