@@ -390,7 +390,7 @@ pub fn scheduler_named(name: &str) -> Option<&'static Scheduler> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::guests::{OWN_GUESTS, Pick};
     use super::*;
 
@@ -451,9 +451,14 @@ mod tests {
         assert_eq!(limit_of("no such case", 1), Duration::from_secs(60));
     }
 
+    /// The first of that name.
+    pub(crate) fn guest(name: &str) -> &'static Guest {
+        GUESTS.iter().find(|guest| guest.name() == name).unwrap()
+    }
+
     #[test]
     fn cases_are_named_with_their_scheduler() {
-        let cases = GUESTS[0].cases();
+        let cases = guest("6.12/t8").cases();
         assert_eq!(cases[0], "topology");
         assert!(cases.contains(&"scx_rr/loads".to_owned()));
     }

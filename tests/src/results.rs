@@ -135,7 +135,7 @@ pub fn passed_already() -> BTreeSet<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::GUESTS;
+    use crate::plan::tests::guest;
 
     #[test]
     fn a_record_says_what_it_is_about() {
@@ -146,7 +146,7 @@ mod tests {
             output: String::new(),
             seconds: 1.0,
         });
-        let record = Record::new(&GUESTS[0], "scx_rr/fault_hotplug", &outcome);
+        let record = Record::new(guest("6.12/t8"), "scx_rr/fault_hotplug", &outcome);
         assert_eq!(record.trial(), "6.12/t8/scx_rr/fault_hotplug");
         assert!(record.fault && record.bounds.is_some() && !record.what.is_empty());
         let line = serde_json::to_string(&record).unwrap();

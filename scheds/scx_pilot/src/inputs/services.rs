@@ -76,24 +76,28 @@ impl Directory {
         }
     }
 
-    /// Takes the services of a policy in place of an earlier one's. A name that is known keeps its number.
+    /// Takes the services of a policy in place of an earlier one's. A name that is known keeps its number; of several
+    /// services of one name, each has its own.
     pub(super) fn follow(&mut self, policy: &Policy) {
         let wanted: Vec<&str> = policy
             .services
             .iter()
             .map(|one| one.name.as_str())
             .collect();
-        let unused = |number: usize, names: &[String]| !wanted.contains(&names[number].as_str());
         self.numbers = Vec::new();
         for name in &wanted {
-            let known = self.number_of(name);
+            let is_free = |number: &usize| !self.numbers.contains(&Some(*number));
+            let mut all = 0..self.names.len();
+            let known = all.find(|number| self.names[*number] == *name && is_free(number));
             let number = known.or_else(|| {
                 if self.names.len() < MAX_SERVICES {
                     self.names.push((*name).to_owned());
                     return Some(self.names.len() - 1);
                 }
-                let mut policys = self.fixed.len()..MAX_SERVICES;
-                let free = policys.find(|&number| unused(number, &self.names))?;
+                let mut others = self.fixed.len()..MAX_SERVICES;
+                let free = others.find(|number| {
+                    is_free(number) && !wanted.contains(&self.names[*number].as_str())
+                })?;
                 (*name).clone_into(&mut self.names[free]);
                 Some(free)
             });
@@ -237,6 +241,22 @@ mod tests {
         check(&directory, &fixed[..3]);
         check(&directory, &[("/web/x/y", None), ("/a/b/c/d", Some(1))]);
         assert!(directory.service_of("/ab").is_some());
+    }
+
+    #[test]
+    fn services_of_one_name_are_told_apart() {
+        let mut directory = Directory::new(Vec::new());
+        let text = "[[service]]\ncgroup = \"/a\"\nname = \"x\"\nclass = \"batch\"\n\
+                    [[service]]\ncgroup = \"/b\"\nname = \"x\"\nclass = \"latency\"\n";
+        for _ in 0..2 {
+            directory.follow(&policy(text));
+            let [a, b] = ["/a", "/b"].map(|cgroup| directory.service_of(cgroup).unwrap());
+            assert_eq!(
+                directory.treatments().0,
+                [(a, Class::Batch, 100), (b, Class::Latency, 100)]
+            );
+        }
+        assert_eq!(directory.names.len(), 2);
     }
 
     #[test]
