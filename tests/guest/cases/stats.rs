@@ -113,11 +113,24 @@ pub(crate) fn are_served() -> bool {
     StatsClient::new().connect(Some(60_000)).is_ok()
 }
 
+/// How many lines a monitor must have printed, two in a second.
+const LINES: usize = 3;
+/// For so long the totals are looked at under load.
+const WHILE: Duration = Duration::from_secs(3);
+/// Longer only until everybody has printed, and no longer than this.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// All but one that is being printed.
+fn whole_lines(text: &str) -> impl Iterator<Item = &str> {
+    text.split_inclusive('\n')
+        .filter_map(|line| line.strip_suffix('\n'))
+}
+
 pub(crate) fn stats(setting: &Setting) -> Result<String> {
     let name = setting.scheduler()?.name;
     let cpus = online()?;
     let daemon = Daemon::lent(setting)?;
-    let printed_before = daemon.stdout().lines().count();
+    let printed_before = whole_lines(&daemon.stdout()).count();
     let mut client = connect()?;
     let first = Totals::read_by(&mut client)?;
     check_described(name, &first)?;
@@ -132,8 +145,14 @@ pub(crate) fn stats(setting: &Setting) -> Result<String> {
     let mut random = Random::new(11);
     let mut last = first.clone();
     let mut samples = 0;
-    let deadline = Instant::now() + Duration::from_secs(3);
-    while Instant::now() < deadline {
+    let started = Instant::now();
+    // On a busy host a program may take longer to start than all of this does.
+    let printed = || {
+        whole_lines(&monitors[0].stdout()).count() >= LINES
+            && !monitors[1].stdout().is_empty()
+            && whole_lines(&daemon.stdout()).count() >= printed_before + LINES
+    };
+    while started.elapsed() < WHILE || (started.elapsed() < PATIENCE && !printed()) {
         let worker = &load.workers[random.below(3 * cpus.len())];
         worker.set_cpus(&random.some_of(&cpus))?;
         let now = Totals::read_by(&mut client)?;
@@ -206,9 +225,12 @@ fn check_monitors(monitors: [Daemon; 2], first: &Totals, last: &Totals) -> Resul
     }
     let mut before = first.clone();
     let text = json.stdout();
-    let lines: Vec<_> = text.lines().collect();
-    ensure!(lines.len() >= 3, "--monitor --json printed only {text:?}");
-    for line in &lines[..3] {
+    let lines: Vec<_> = whole_lines(&text).collect();
+    ensure!(
+        lines.len() >= LINES,
+        "--monitor --json printed only {text:?}"
+    );
+    for line in &lines[..LINES] {
         let now = Totals::parse(line)?;
         now.check_grown_since(&before).context("--monitor --json")?;
         before = now;
@@ -227,9 +249,9 @@ fn check_monitors(monitors: [Daemon; 2], first: &Totals, last: &Totals) -> Resul
 /// So does `--stats`, from the scheduler's own process.
 fn check_printed(daemon: &Daemon, already: usize, first: &Totals) -> Result<()> {
     let text = daemon.stdout();
-    let lines: Vec<_> = text.lines().collect();
+    let lines: Vec<_> = whole_lines(&text).collect();
     ensure!(
-        lines.len() >= already + 3,
+        lines.len() >= already + LINES,
         "--stats --json printed only {} lines meanwhile",
         lines.len().saturating_sub(already)
     );
