@@ -43,6 +43,32 @@ fn field(tid: i32, number: usize) -> Option<String> {
     Some(rest.split_whitespace().nth(number - 3)?.to_owned())
 }
 
+/// A program in the background, killed when this goes.
+#[derive(Debug)]
+pub(crate) struct Running(Child);
+
+impl Running {
+    pub(crate) fn start(command: &mut Command) -> Result<Self> {
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .map(Self)
+            .context("starting a service")
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Some that spin, killed when this goes.
 #[derive(Debug)]
 pub(crate) struct Procs(Vec<Child>);

@@ -37,8 +37,8 @@ const BOUNDS: Bounds = Bounds {
     idle_ms: 3000,
 };
 
-/// Cases about what only a policy in userspace sees or has to endure.
-const OF_PILOT: &[&str] = &["pressure", "outside_load", "ten_minutes"];
+/// Cases about what only a scheduler that decides in its daemon sees or has to endure.
+const OF_DAEMONS: &[&str] = &["pressure", "outside_load", "ten_minutes"];
 
 pub const SCHEDULERS: &[Scheduler] = &[
     Scheduler {
@@ -50,8 +50,8 @@ pub const SCHEDULERS: &[Scheduler] = &[
             &["--queues", "global", "--slice-us", "100000"],
         ],
         by_daemon: false,
-        // It knows no classes, nor what else the outside says of services.
-        left_out: &["beside_batch", "pressure", "outside_load", "ten_minutes"],
+        // It knows no classes.
+        left_out: &["beside_batch"],
         bounds: BOUNDS,
     },
     Scheduler {
@@ -63,7 +63,7 @@ pub const SCHEDULERS: &[Scheduler] = &[
             &["--remote-wait-us", "0", "--credit-us", "1000000"],
         ],
         by_daemon: false,
-        left_out: OF_PILOT,
+        left_out: &[],
         bounds: BOUNDS,
     },
     Scheduler {
@@ -75,7 +75,7 @@ pub const SCHEDULERS: &[Scheduler] = &[
             &["--remote-wait-us", "0", "--rehome-ms", "1"],
         ],
         by_daemon: false,
-        left_out: OF_PILOT,
+        left_out: &[],
         bounds: BOUNDS,
     },
     Scheduler {

@@ -6,12 +6,12 @@ use crate::cases::policy_daemon::classed;
 use crate::cgroup::Cgroup;
 use crate::cpus::online;
 use crate::daemon::Daemon;
-use crate::procs::{beside, last_cpu};
+use crate::procs::{Running, beside, last_cpu};
 use anyhow::{Context, Result, ensure};
 use manycore_tests::machine::Machine;
 use std::collections::BTreeSet;
 use std::fs;
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 /// How much slower than alone the service may be woken, at the 99th percentile.
@@ -80,27 +80,6 @@ pub(crate) fn beside_batch(setting: &Setting) -> Result<String> {
     );
     ensure!(ratio <= SLOWER, "{told} (allowed: {SLOWER})");
     Ok(told)
-}
-
-/// A program in the background, killed when this goes.
-struct Running(Child);
-
-impl Running {
-    fn start(command: &mut Command) -> Result<Self> {
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .map(Self)
-            .context("starting a service")
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// Waits until no CPU idles.

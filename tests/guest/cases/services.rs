@@ -8,7 +8,7 @@ use crate::cgroup::Cgroup;
 use crate::cpus::{Cpus, online};
 use crate::daemon::Daemon;
 use crate::load::{Load, Work};
-use crate::procs::{Procs, beside, children_of, last_cpu};
+use crate::procs::{Procs, Running, beside, children_of, last_cpu};
 use anyhow::{Context, Result, ensure};
 use manycore_tests::machine::Machine;
 use std::fs;
@@ -117,15 +117,9 @@ pub(crate) fn outside_load(setting: &Setting) -> Result<String> {
         let mut command = cgroup.entering("stress-ng");
         command.args(["--cpu", "2", "--cpu-load", "30", "--cpu-load-slice", "-50"]);
         command.args(["--timeout", "1000", "--temp-path", "/tmp"]);
-        running.push(Ended(
-            command
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .spawn()
-                .context("starting stress-ng")?,
-        ));
+        running.push(Running::start(&mut command)?);
     }
-    let pids: Vec<u32> = running.iter().map(|one| one.0.id()).collect();
+    let pids: Vec<u32> = running.iter().map(Running::pid).collect();
     started(&pids)?;
     move_to(&pids, &cache)?;
     std::thread::sleep(Duration::from_millis(500));
@@ -158,18 +152,6 @@ pub(crate) fn outside_load(setting: &Setting) -> Result<String> {
         SOON.as_secs()
     );
     Ok(told)
-}
-
-/// A program with children, which it ends when it is told to.
-struct Ended(std::process::Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let pid = rustix::process::Pid::from_child(&self.0);
-        // It may have ended.
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        let _ = self.0.wait();
-    }
 }
 
 /// Waits until each has two children that compute.

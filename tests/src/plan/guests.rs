@@ -1,6 +1,6 @@
 //! Which machines are booted, and which cases run there.
 
-use super::{About, CASES, SCHEDULERS};
+use super::{About, CASES, OF_DAEMONS, SCHEDULERS};
 use crate::machine::Machine;
 
 /// A machine to boot, and what to look at in it.
@@ -92,6 +92,7 @@ impl Guest {
                 per_scheduler
                     .iter()
                     .filter(|case| !scheduler.left_out.contains(&case.name))
+                    .filter(|case| scheduler.by_daemon || !OF_DAEMONS.contains(&case.name))
                     .filter(|case| !scheduler.by_daemon || case.about != About::Fault)
                     .filter(|case| {
                         let slow = !self.full || self.is_large();

@@ -10,7 +10,6 @@ pub mod psi;
 pub mod services;
 pub mod watch;
 
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -172,9 +171,15 @@ impl Board {
         self.directory().service_of(cgroup)
     }
 
-    /// The cgroups that are services of the policy, each with its service.
-    pub(crate) fn cgroups_of_policy(&self, root: &Path) -> std::io::Result<Vec<(usize, String)>> {
-        self.directory().cgroups_of_policy(root)
+    /// Those of these cgroups that are services of the policy, each with its service.
+    pub(crate) fn policys_among(
+        &self,
+        cgroups: impl Iterator<Item = String>,
+    ) -> Vec<(usize, String)> {
+        let directory = self.directory();
+        cgroups
+            .filter_map(|cgroup| Some((directory.policys_that_is(&cgroup)?, cgroup)))
+            .collect()
     }
 
     /// How a task is to be treated. The first time, somebody else starts to look that up.

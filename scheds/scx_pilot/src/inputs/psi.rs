@@ -8,6 +8,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use control_plane::policy::Machine;
+
 use super::{Board, Source};
 
 /// The weight of a service that is under pressure all the time, in percent of its own.
@@ -105,8 +107,9 @@ impl PolicyPsi {
 
     /// By service, the most pressure on one of its cgroups.
     fn read(&mut self, now: Instant, board: &Board) -> Result<HashMap<usize, f64>, String> {
-        let cgroups = board.cgroups_of_policy(&self.root);
-        let cgroups = cgroups.map_err(|err| err.to_string())?;
+        let all = Machine::at(&self.root, "/proc").cgroups();
+        let all = all.map_err(|err| err.to_string())?;
+        let cgroups = board.policys_among(all.into_keys());
         let mut most = HashMap::new();
         let mut before = std::mem::take(&mut self.meters);
         let mut result = Ok(());

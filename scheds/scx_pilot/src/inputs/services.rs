@@ -1,9 +1,7 @@
 //! Services: groups of tasks, told apart by their cgroups, and how each is to be treated. Some are named on the command
 //! line and stay; those of a policy file come and go with it.
 
-use std::path::Path;
-
-use control_plane::policy::{Machine, Policy};
+use control_plane::policy::Policy;
 
 use super::MAX_SERVICES;
 use crate::policy::Class;
@@ -158,28 +156,17 @@ impl Directory {
         })
     }
 
-    /// The cgroups that are services of the policy and of no other, each with its number.
-    ///
-    /// # Errors
-    /// If they can't be listed.
-    pub(super) fn cgroups_of_policy(&self, root: &Path) -> std::io::Result<Vec<(usize, String)>> {
-        if self.policy.is_none() {
-            return Ok(Vec::new());
-        }
-        let number = |cgroup: &str| {
-            let number = self.service_that_is(cgroup)?;
-            (number >= self.fixed.len()).then_some(number)
-        };
-        let all = Machine::at(root, "/proc").cgroups()?.into_keys();
-        Ok(all
-            .filter_map(|cgroup| Some((number(&cgroup)?, cgroup)))
-            .collect())
+    /// The same, if it is the policy's.
+    pub(super) fn policys_that_is(&self, cgroup: &str) -> Option<usize> {
+        self.service_that_is(cgroup)
+            .filter(|number| *number >= self.fixed.len())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     #[test]
     fn services_are_parsed_or_refused_with_the_reason() {
