@@ -1,6 +1,7 @@
 //! The cache folder: kernels, tools and package lists. Whatever is in it is whole: things are made in a staging
 //! folder beside it and moved into place when they are done, so an interrupted download or build leaves nothing.
 
+use crate::host;
 use crate::interrupt;
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
@@ -114,19 +115,9 @@ impl Cache {
         Ok(path)
     }
 
-    /// Refuses to start what won't fit: an error that names the folder, what is free and what is needed.
+    /// Refuses to start what won't fit in the cache.
     pub fn need_space(&self, mib: u64, what: &str) -> Result<()> {
-        let stat = rustix::fs::statvfs(&self.root)
-            .with_context(|| format!("reading the free space of {}", self.root.display()))?;
-        let free = stat.f_bavail * stat.f_frsize / (1024 * 1024);
-        if free < mib {
-            bail!(
-                "{what} needs {mib} MiB in {}, where {free} MiB are free: make room, or set MANYCORE_CACHE to a folder \
-                 on another disk",
-                self.root.display()
-            );
-        }
-        Ok(())
+        host::need_space(&self.root, mib, what, "MANYCORE_CACHE")
     }
 }
 

@@ -16,6 +16,8 @@ pub fn run(_args: &Args) -> Result<()> {
     let lap = |what: &str| eprintln!("ci: {what} at {} s", started.elapsed().as_secs());
     cargo(&["fmt", "--all", "--check"])?;
     lap("formatted");
+    // What clippy checked is beside what the tests run.
+    test::need_space(test::BUILD_MIB + test::CHECK_MIB)?;
     setup::ensure(&Cache::open()?, &test::kernels()?, true)?;
     lap("set up");
     cargo(&[

@@ -1,7 +1,7 @@
 //! What this machine is.
 
 use crate::cmd;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
@@ -60,6 +60,22 @@ pub fn memory_mib() -> usize {
         .find_map(|line| line.strip_prefix("MemTotal:"))
         .and_then(|rest| rest.split_whitespace().next()?.parse::<usize>().ok())
         .map_or(0, |kib| kib / 1024)
+}
+
+/// Refuses to start what won't fit: an error that names the folder, what is free, what is needed, and the variable that
+/// sets another folder.
+pub fn need_space(dir: &Path, mib: u64, what: &str, variable: &str) -> Result<()> {
+    let stat = rustix::fs::statvfs(dir)
+        .with_context(|| format!("reading the free space of {}", dir.display()))?;
+    let free = stat.f_bavail * stat.f_frsize / (1024 * 1024);
+    if free < mib {
+        bail!(
+            "{what} needs {mib} MiB in {}, where {free} MiB are free: make room, or set {variable} to a folder on \
+             another disk",
+            dir.display()
+        );
+    }
+    Ok(())
 }
 
 /// One line for reports: processor, CPUs and kernel.

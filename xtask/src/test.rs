@@ -15,6 +15,10 @@ const OLDEST_KERNEL: &str = "6.12";
 /// And with `--full` the one on which 256 emulated CPUs get anywhere.
 const SLOW_TICKS_KERNEL: &str = "6.12-hz100";
 
+/// What a first build of all programs and tests takes (measured: see need_space), and what clippy's takes beside it.
+pub const BUILD_MIB: u64 = 5000;
+pub const CHECK_MIB: u64 = 2000;
+
 /// Build everything and run all tests, those that boot VMs included
 ///
 /// What is missing is installed, fetched or built first: on a machine with a Rust toolchain
@@ -48,6 +52,7 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<()> {
     let cache = Cache::open()?;
+    need_space(BUILD_MIB)?;
     let mut kernels = kernels()?;
     if args.full {
         kernels.push(SLOW_TICKS_KERNEL.into());
@@ -99,6 +104,11 @@ fn keeping(cache: &Cache, fresh: bool) -> Result<(PathBuf, Vec<(&'static str, Os
         envs.push(("MANYCORE_RESUME", "1".into()));
     }
     Ok((dir, envs))
+}
+
+/// That a first build will fit, before anything is fetched.
+pub fn need_space(mib: u64) -> Result<()> {
+    workspace::need_space(mib, "manycore-guest", "the first build of all tests")
 }
 
 pub fn kernels() -> Result<Vec<String>> {

@@ -1,6 +1,7 @@
 //! Where the checkout and its build products are.
 
 use crate::cmd;
+use crate::host;
 use crate::ui::step;
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
@@ -22,6 +23,16 @@ pub fn bin_dir() -> Result<PathBuf> {
     } else {
         dir.to_owned()
     })
+}
+
+/// Refuses to start a first build of everything that would end in a full disk. `built` is a program that comes last: with
+/// it there, what is built again replaces what is there.
+pub fn need_space(mib: u64, built: &str, what: &str) -> Result<()> {
+    let dir = bin_dir()?;
+    if dir.join(built).exists() {
+        return Ok(());
+    }
+    host::need_space(&dir, mib, what, "CARGO_TARGET_DIR")
 }
 
 /// Builds a package's targets (cargo's options that name them) into that folder.
