@@ -19,7 +19,8 @@
  * and preempts what runs there if that has had more than its share.
  *
  * Good at: many short tasks, wakeups, bursts; big machines, since CPUs share
- * next to nothing. Bad at: keeping tasks where their memory is (scx_numa does).
+ * next to nothing. Bad at: keeping tasks where their memory is (scx_numa does);
+ * one that was taken to another node goes back when it can (steal/home.bpf.h).
  *
  * Read the operations at the end first, in the order of a task's life:
  * select_cpu, enqueue, dispatch, running, stopping.
@@ -27,6 +28,7 @@
 #include <scx/common.bpf.h>
 
 #include "steal/ctx.bpf.h"
+#include "steal/home.bpf.h"
 #include "steal/search.bpf.h"
 #include "steal/show.bpf.h"
 
@@ -179,7 +181,17 @@ s32 BPF_STRUCT_OPS(steal_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wa
 			goto direct;
 		}
 	}
-	cpu = claim_near(p, prev_cpu, true);
+	cpu = -EBUSY;
+	if (nr_nodes > 1) {
+		s32 home = home_of(p, prev_cpu);
+
+		if (home >= 0)
+			cpu = claim_near(p, home, true);
+		if (cpu >= 0)
+			count(STEAL_WENT_HOME);
+	}
+	if (cpu < 0)
+		cpu = claim_near(p, prev_cpu, true);
 	if (cpu < 0 && class_stays_near(ce)) {
 		cpu = claim_batch_near(p, prev_cpu, SHARDS_PER_NODE);
 		cc = cpu >= 0 ? lookup_cpu_ctx(cpu) : NULL;
@@ -239,6 +251,7 @@ void BPF_STRUCT_OPS(steal_enqueue, struct task_struct *p, u64 enq_flags)
 	const struct class_entry *ce = class_of(p);
 	u32 kind = class_kind(ce);
 	u64 vtime, now;
+	bool pinned;
 
 	class_leave(p, kind);
 	/*
@@ -267,7 +280,8 @@ void BPF_STRUCT_OPS(steal_enqueue, struct task_struct *p, u64 enq_flags)
 	scx_bpf_dsq_insert_vtime(p, cpu, class_slice(ce), vtime, enq_flags);
 	cc->filled = 1;
 
-	if (is_pinned(p, enq_flags)) {
+	pinned = is_pinned(p, enq_flags);
+	if (pinned) {
 		count(STEAL_ENQ_PINNED);
 		if (claim_cpu(seat, false)) {
 			scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
@@ -282,7 +296,7 @@ void BPF_STRUCT_OPS(steal_enqueue, struct task_struct *p, u64 enq_flags)
 		if (!(enq_flags & SCX_ENQ_WAKEUP))
 			kick_idle_for(p, cpu);
 	}
-	press(&cc->run, cpu, vtime, hurry_of(kind, enq_flags & SCX_ENQ_WAKEUP), now);
+	press(&cc->run, cpu, vtime, hurry_of(kind, enq_flags & SCX_ENQ_WAKEUP, pinned), now);
 }
 
 /* ---- dispatch ---------------------------------------------------------- */
@@ -379,7 +393,12 @@ void BPF_STRUCT_OPS(steal_running, struct task_struct *p)
 	pace_note(&cc->pace, cc->clock, p->se.exec_start);
 	class_leave(p, class_kind(ce));
 	vtime = p->scx.dsq_vtime;
-	from = fair_frame(vtime) == cpu ? cc->clock : clock_it_left(cc, vtime);
+	from = cc->clock;
+	if (fair_frame(vtime) != cpu) {
+		from = clock_it_left(cc, vtime);
+		if (vtime && nr_nodes > 1)
+			note_trip(p, cpu, fair_frame(vtime));
+	}
 	vtime = fair_marked(fair_join(p, cc->clock, from, !fair_is_queued(vtime)), cpu, 0);
 	p->scx.dsq_vtime = vtime;
 	/* Who overtakes the queue must not take its clock along. */

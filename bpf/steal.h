@@ -26,6 +26,7 @@ enum steal_event {
 	STEAL_WAKE_LLC,		/* woken onto an idle CPU of the same cache */
 	STEAL_WAKE_NODE,	/* woken onto an idle CPU of the same node */
 	STEAL_WAKE_REMOTE,	/* woken onto an idle CPU of another node */
+	STEAL_WENT_HOME,	/* of WAKE_PREV, LLC and NODE: in the node that it had been taken from */
 	STEAL_TRANSIT,		/* being migrated by the kernel, or woken by a CPU that goes: no queue */
 	STEAL_KEPT,		/* the running task goes on for another slice */
 	STEAL_BALANCED,		/* of DISP_*: because that queue was longer */

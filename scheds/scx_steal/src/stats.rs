@@ -67,6 +67,11 @@ pub struct Stats {
     #[stat(desc = "idle CPUs of another node found for a task", _unit = "cpus")]
     pub wake_remote: u64,
     #[stat(
+        desc = "of wake_prev, wake_llc and wake_node: in the node from which the task had been taken",
+        _unit = "tasks"
+    )]
+    pub went_home: u64,
+    #[stat(
         desc = "tasks that the kernel was just moving to another CPU, past all queues",
         _unit = "tasks"
     )]
@@ -146,6 +151,7 @@ impl Stats {
             wake_llc: count(event::steal_event_STEAL_WAKE_LLC),
             wake_node: count(event::steal_event_STEAL_WAKE_NODE),
             wake_remote: count(event::steal_event_STEAL_WAKE_REMOTE),
+            went_home: count(event::steal_event_STEAL_WENT_HOME),
             transit: count(event::steal_event_STEAL_TRANSIT),
             kept: count(event::steal_event_STEAL_KEPT),
             balanced: count(event::steal_event_STEAL_BALANCED),
