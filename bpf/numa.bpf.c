@@ -226,7 +226,7 @@ void BPF_STRUCT_OPS(numa_enqueue, struct task_struct *p, u64 enq_flags)
 		call_for(p, tc, home, sh, cpu, kind);
 	}
 	if (pinned || here->node == sh->node)
-		press(&cc->run, cpu, vtime, hurry_of(kind, enq_flags & SCX_ENQ_WAKEUP), now);
+		press(&cc->run, cpu, vtime, hurry_of(kind, enq_flags & SCX_ENQ_WAKEUP, pinned), now);
 }
 
 /* ---- dispatch ---------------------------------------------------------- */

@@ -34,6 +34,7 @@
 
 #define LATENCY_HEAD_NS	(1ULL << 24)	/* 17 ms; a power of two, to leave FAIR_MARKS alone */
 #define LATENCY_EAGER	4		/* it lets normal tasks run for a part of preempt_ns */
+#define PINNED_EAGER	8		/* so do pinned ones: long enough for who passes them a message to sleep */
 #define BATCH_SLICES	4		/* a batch slice is so many of others' */
 
 /* Which CPUs of a shard run batch. */
@@ -82,20 +83,25 @@ static __always_inline void class_leave(struct task_struct *p, u32 kind)
 enum hurry {
 	HURRY_NOT,		/* for a slice to end */
 	HURRY_WOKEN,
+	HURRY_PINNED,		/* woken, and no other CPU may help it */
 	HURRY_LATENCY,		/* woken, and of the latency class */
 };
 
 /* A task of this kind joins a queue. */
-static __always_inline u32 hurry_of(u32 kind, bool woken)
+static __always_inline u32 hurry_of(u32 kind, bool woken, bool pinned)
 {
 	if (!woken || kind == CLASS_BATCH)
 		return HURRY_NOT;
-	return kind == CLASS_LATENCY ? HURRY_LATENCY : HURRY_WOKEN;
+	if (kind == CLASS_LATENCY)
+		return HURRY_LATENCY;
+	return pinned ? HURRY_PINNED : HURRY_WOKEN;
 }
 
 /* How long may the running task run before one who waits in such a hurry interrupts it? See patience(). */
 static __always_inline u64 hurry_least(const struct run_ctx *run, u32 hurry)
 {
+	if (hurry == HURRY_PINNED && (!has_classes || run->kind != CLASS_LATENCY))
+		return preempt_ns / PINNED_EAGER;
 	if (!has_classes)
 		return hurry ? preempt_ns : slice_ns;
 	if (hurry == HURRY_NOT)
