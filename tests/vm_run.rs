@@ -25,6 +25,10 @@ const CASES: &[(&str, Case)] = &[
         "clears_what_a_killed_one_left",
         clears_what_a_killed_one_left,
     ),
+    (
+        "boots_again_if_the_emulator_dies",
+        boots_again_if_the_emulator_dies,
+    ),
     ("runs_two_at_once", runs_two_at_once),
 ];
 
@@ -249,6 +253,36 @@ fn clears_what_a_killed_one_left(space: &Space) -> Result<()> {
         "a killed xtask can't have cleaned up, so this looks for the wrong things"
     );
     check_code(&finish(&mut guest(space, &[], "true")?, LIMIT)?, 0)
+}
+
+fn boots_again_if_the_emulator_dies(space: &Space) -> Result<()> {
+    let child = guest(space, &["--accel", "tcg"], "echo up")?
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("starting xtask")?;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let qemu = loop {
+        let left = space.leftovers();
+        let pid = left.iter().find_map(|l| l.strip_prefix("qemu-system-x86 "));
+        if let Some(pid) = pid {
+            break pid.parse().context("reading a process id")?;
+        }
+        ensure!(Instant::now() < deadline, "there is no QEMU: {left:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let qemu = rustix::process::Pid::from_raw(qemu).context("a process id is not 0")?;
+    // It takes seconds until its command starts.
+    rustix::process::kill_process(qemu, rustix::process::Signal::KILL).context("killing QEMU")?;
+    let output = finish_child(child, LIMIT)?;
+    check_code(&output, 0)?;
+    ensure!(output.stdout == b"up\n", "its command's output is lost");
+    ensure!(
+        stderr(&output).contains("booting it again"),
+        "it does not say so: {}",
+        stderr(&output)
+    );
+    Ok(())
 }
 
 fn runs_two_at_once(space: &Space) -> Result<()> {

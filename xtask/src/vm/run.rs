@@ -80,14 +80,39 @@ pub struct Outcome {
 /// Where a guest's output goes.
 pub type Sink = Box<dyn Write + Send>;
 
-/// Boots the guest and runs its script to the end.
+/// How often a guest is booted at most. QEMU fails an assertion about its devices' interrupts now and then while several
+/// emulated CPUs boot on a busy host, and a kernel may panic over an instruction that the emulator got wrong. Nothing has
+/// been run by then.
+const BOOTS_MAX: u32 = 3;
+
+/// Boots the guest and runs its script to the end. An emulated one that dies before its script has started is booted again.
 pub fn run(cache: &Cache, spec: &Spec, stdout: Sink, stderr: Sink) -> Result<Outcome> {
     let _held = interrupt::hold()?;
+    let mut sinks = [stdout, stderr];
+    let mut boots = 1;
+    loop {
+        let (outcome, started, back) = once(cache, spec, sinks)?;
+        let died = matches!(outcome.end, End::Died { .. });
+        if !died || started || spec.accel == Accel::Kvm || boots == BOOTS_MAX {
+            return Ok(outcome);
+        }
+        let path = cache.keep_log("console", &outcome.console)?;
+        eprintln!(
+            "the guest died before its command started, as emulated ones do now and then ({}); booting it again",
+            path.display()
+        );
+        sinks = back;
+        boots += 1;
+    }
+}
+
+/// Boots it once. Also says whether its script has started, and gives back where its output went.
+fn once(cache: &Cache, spec: &Spec, sinks: [Sink; 2]) -> Result<(Outcome, bool, [Sink; 2])> {
     let dir = RunDir::create()?;
     let script = spec.script.as_deref().unwrap_or_default();
     dir.prepare(&qemu::path(cache), &spec.kernel, script)?;
     let mut command = virtme(cache, spec, &dir)?;
-    let started = Instant::now();
+    let began = Instant::now();
     // A group of its own: a Ctrl-C is for this process, which then ends the guest in order.
     let mut child = command
         .process_group(0)
@@ -95,23 +120,23 @@ pub fn run(cache: &Cache, spec: &Spec, stdout: Sink, stderr: Sink) -> Result<Out
         .stderr(Stdio::piped())
         .spawn()
         .context("starting virtme-run")?;
+    let [stdout, stderr] = sinks;
     let pumps = [
-        child.stdout.take().map(|from| pump(from, stdout)),
-        child.stderr.take().map(|from| pump(from, stderr)),
+        pump(child.stdout.take(), stdout),
+        pump(child.stderr.take(), stderr),
     ];
-    let end = watch(spec, &dir, &mut child, started)?;
+    let end = watch(spec, &dir, &mut child, began)?;
     stop(spec, &dir, &mut child)?;
-    for pump in pumps.into_iter().flatten() {
-        // A pump ends by itself when the last process of the run has closed its end.
-        let _ = pump.join();
-    }
+    // A pump ends by itself when the last process of the run has closed its end.
+    let sinks = pumps.map(|pump| pump.join().unwrap_or_else(|_| Box::new(std::io::sink())));
     let console = fs::read(dir.console()).unwrap_or_default();
     let stats = fs::read_to_string(dir.clock_stats()).unwrap_or_default();
-    Ok(Outcome {
+    let outcome = Outcome {
         end,
         console: String::from_utf8_lossy(&console).into_owned(),
         clock_stats: serde_json::from_str(&stats).ok(),
-    })
+    };
+    Ok((outcome, has_started(&dir), sinks))
 }
 
 /// Boots the guest with a shell on this terminal, and returns when the user leaves it.
@@ -291,19 +316,25 @@ const MULTI_THREAD_MAX: usize = 16;
 /// APIC ids above this need interrupt remapping.
 const X2APIC_FROM: usize = 254;
 
-fn pump(mut from: impl Read + Send + 'static, mut to: Sink) -> JoinHandle<()> {
+fn pump(from: Option<impl Read + Send + 'static>, mut to: Sink) -> JoinHandle<Sink> {
     std::thread::spawn(move || {
         let mut buffer = [0; 8192];
+        let Some(mut from) = from else { return to };
         while let Ok(count) = from.read(&mut buffer)
             && count > 0
         {
             // Nobody reads any more: keep the guest from blocking on a full pipe all the same.
             let _ = to.write_all(&buffer[..count]).and_then(|()| to.flush());
         }
+        to
     })
 }
 
-fn watch(spec: &Spec, dir: &RunDir, child: &mut Child, started: Instant) -> Result<End> {
+fn has_started(dir: &RunDir) -> bool {
+    fs::read_to_string(dir.status()).is_ok_and(|status| status.starts_with("start"))
+}
+
+fn watch(spec: &Spec, dir: &RunDir, child: &mut Child, began: Instant) -> Result<End> {
     // Measured: 64 vCPUs take 15 s under TCG, 256 take 183 s, on 2 cores with nothing beside.
     let slowness = if spec.clock == Clock::Real { 1 } else { 3 };
     let boot_limit = Duration::from_secs(slowness * (120 + 4 * spec.topology.cpus() as u64));
@@ -321,7 +352,7 @@ fn watch(spec: &Spec, dir: &RunDir, child: &mut Child, started: Instant) -> Resu
             let status = fs::read_to_string(dir.status()).unwrap_or_default();
             return Ok(exit_code(&status).map_or_else(|| died(dir), End::Exited));
         }
-        let elapsed = started.elapsed();
+        let elapsed = began.elapsed();
         if let Some(number) = interrupt::received() {
             return Ok(End::Interrupted(number));
         }
@@ -333,7 +364,7 @@ fn watch(spec: &Spec, dir: &RunDir, child: &mut Child, started: Instant) -> Resu
         {
             return Ok(End::Timeout(limit));
         }
-        if elapsed > boot_limit && !status.starts_with("start") {
+        if elapsed > boot_limit && !has_started(dir) {
             return Ok(End::NoBoot(boot_limit));
         }
         std::thread::sleep(POLL);
