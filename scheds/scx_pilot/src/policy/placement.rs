@@ -68,7 +68,14 @@ impl Placement {
                 return Place::Cpu(near);
             }
         }
-        idle_or_any(task.pid, near, machine)
+        let place = idle_or_any(task.pid, near, machine);
+        if let Place::Cpu(cpu) = place
+            && let Some(busy) = self.busy_until_ns.get_mut(cpu as usize)
+        {
+            // So that the next task of its service tries another one.
+            *busy = now_ns + pick.slice_ns;
+        }
+        place
     }
 
     /// The less busy of two CPUs of these caches: nearly as good as the least busy of all, at a cost that doesn't grow.
@@ -100,4 +107,56 @@ impl Placement {
 
 fn idle_or_any(pid: i32, near: u32, machine: &mut dyn Machine) -> Place {
     machine.idle_cpu(pid, near).map_or(Place::Any, Place::Cpu)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Class, Task};
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    /// Two CPUs can't be had: that of the task that runs, and the one that the kernel has just woken. Whoever asks for one
+    /// of them gets the last of all.
+    struct Taken([u32; 2]);
+
+    impl Machine for Taken {
+        fn idle_cpu(&mut self, _pid: i32, near: u32) -> Option<u32> {
+            Some(if self.0.contains(&near) { 7 } else { near })
+        }
+    }
+
+    #[test]
+    fn two_tasks_of_a_service_stay_in_its_cache() {
+        let layout = Layout::from_llcs(&[(0, vec![0, 1, 2, 3]), (1, vec![4, 5, 6, 7])]);
+        let mut placement = Placement::new(&layout);
+        let mut cpus = [0, 1];
+        for round in 0..1000u64 {
+            let wakes = (round % 2) as usize;
+            let pick = Pick {
+                task: Task {
+                    pid: wakes as i32,
+                    cpu: cpus[wakes],
+                    anywhere: true,
+                    weight: 100,
+                    class: Class::Normal,
+                    home: 0,
+                    reach: 1,
+                    ran_from_ns: 0,
+                    ran_until_ns: 0,
+                    burst_ns: 0,
+                    token: [0, 0],
+                },
+                rank: 0,
+                slice_ns: 4 * MS,
+            };
+            let place = placement.place(&pick, round * MS, &mut Taken(cpus));
+            let Place::Cpu(cpu) = place else {
+                panic!("CPUs idle in round {round}");
+            };
+            // The first ones, it has not placed.
+            assert!(cpu < 4 || round < 4, "round {round}: {cpus:?}");
+            cpus[wakes] = cpu;
+        }
+    }
 }
