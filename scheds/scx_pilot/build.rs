@@ -1,37 +1,62 @@
-//! Compiles the BPF side, which `scx_rustland_core` brings along, and generates its Rust counterpart.
+//! Compiles the BPF side, which `scx_rustland_core` brings along, and `bpf/pilot.bpf.c`, which adds to it, and generates
+//! their Rust counterparts.
 //!
-//! Its builder writes into the current folder, which for a build script is the crate's own. So it is run in a process
-//! of its own, inside `OUT_DIR`: the sources stay as they are, and may be read-only.
+//! The first one's builder writes into the current folder, which for a build script is the crate's own, and both give
+//! what they generate the same names. So each is run in a process of its own, inside a folder of `OUT_DIR`: the sources
+//! stay as they are, and may be read-only.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
-/// Set for the process that runs the builder.
+/// The BPF sources of all schedulers.
+const BPF: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../bpf");
+
+/// Names the builder, for the process that runs it.
 const INSIDE: &str = "SCX_PILOT_BUILD_INSIDE";
 
 fn main() -> Result<()> {
-    if env::var_os(INSIDE).is_some() {
-        return scx_rustland_core::RustLandBuilder::new()?.build();
+    match env::var(INSIDE).as_deref() {
+        Ok("rustland") => return scx_rustland_core::RustLandBuilder::new()?.build(),
+        Ok("pilot") => {
+            return scx_cargo::BpfBuilder::new()?
+                .add_include_path(BPF)
+                .enable_intf(&format!("{BPF}/pilot.h"), "bpf_intf.rs")
+                .enable_skel(&format!("{BPF}/pilot.bpf.c"), "bpf")
+                .compile_link_gen();
+        }
+        Ok(other) => bail!("there is no builder {other}"),
+        Err(_) => {}
     }
-    let dir = PathBuf::from(env::var_os("OUT_DIR").context("no OUT_DIR")?).join("rustland");
-    fs::create_dir_all(dir.join("src")).context("making a folder for what is generated")?;
-    let built = Command::new(env::current_exe().context("finding the build script")?)
-        .env(INSIDE, "1")
-        .current_dir(&dir)
-        .output()
-        .context("running the builder of scx_rustland_core")?;
-    ensure!(
-        built.status.success(),
-        "building the BPF side (clang 18 or later is needed: set BPF_CLANG): {}",
-        String::from_utf8_lossy(&built.stderr)
-    );
-    // The builder names files of its folder as inputs, which would be looked for in this one.
-    println!("cargo::rerun-if-changed=build.rs");
+    let out = PathBuf::from(env::var_os("OUT_DIR").context("no OUT_DIR")?);
+    // The generated code of the first one is where its builder puts it: half of it in the folder above.
+    run("rustland", &out.join("rustland"), &out)?;
+    run("pilot", &out.join("pilot"), &out.join("pilot"))?;
+    // The builders name files of their folders as inputs, which would be looked for in this one.
+    for input in [Path::new("build.rs"), Path::new(BPF)] {
+        println!("cargo::rerun-if-changed={}", input.display());
+    }
     for variable in ["BPF_CLANG", "BPF_CFLAGS", "BPF_BASE_CFLAGS"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
+    Ok(())
+}
+
+/// Runs a builder in a folder, with another one for what it generates.
+fn run(builder: &str, dir: &Path, out: &Path) -> Result<()> {
+    fs::create_dir_all(dir.join("src")).context("making a folder for what is generated")?;
+    let built = Command::new(env::current_exe().context("finding the build script")?)
+        .env(INSIDE, builder)
+        .env("OUT_DIR", out)
+        .current_dir(dir)
+        .output()
+        .with_context(|| format!("running the builder of {builder}"))?;
+    ensure!(
+        built.status.success(),
+        "building the BPF side of {builder} (clang 18 or later is needed: set BPF_CLANG): {}",
+        String::from_utf8_lossy(&built.stderr)
+    );
     Ok(())
 }

@@ -3,6 +3,8 @@
 mod bpf;
 mod bpf_intf;
 mod bpf_skel;
+mod hasten;
+mod hasten_skel;
 mod memory;
 mod options;
 mod scheduler;

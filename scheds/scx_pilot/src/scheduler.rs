@@ -19,13 +19,15 @@ use control_plane::stats::Reading;
 use control_plane::{Instance, Topology};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use libbpf_rs::OpenObject;
+use log::warn;
 use scx_pilot::cycle::{Arrival, Cycle, Kernel, NR_EVENTS, Published};
 use scx_pilot::inputs::{Board, Readers};
 use scx_pilot::layout::Layout;
-use scx_pilot::policy::{Machine, Pick, Place};
+use scx_pilot::policy::{Kind, Machine, Pick, Place};
 use scx_utils::UserExitInfo;
 
 use crate::bpf::{BpfScheduler, DispatchedTask, RL_CPU_ANY, keep_signal_handlers};
+use crate::hasten::Hasten;
 use crate::options::Opts;
 use crate::stats::{NR_COUNTERS, NR_KERNEL_EVENTS};
 
@@ -195,8 +197,8 @@ impl Instance for Running {
 pub(crate) fn serve(orders: &Receiver<Order>) {
     keep_signal_handlers();
     for order in orders {
-        let mut object = MaybeUninit::uninit();
-        let mut scheduler = match Scheduler::attach(&order, &mut object) {
+        let (mut object, mut hasten) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+        let mut scheduler = match Scheduler::attach(&order, &mut object, &mut hasten) {
             Ok(scheduler) => scheduler,
             Err(err) => {
                 let _ = order.attached.send(Err(err));
@@ -218,12 +220,26 @@ struct Scheduler<'o> {
 }
 
 impl<'o> Scheduler<'o> {
-    fn attach(order: &Order, object: &'o mut MaybeUninit<OpenObject>) -> Result<Self> {
+    fn attach(
+        order: &Order,
+        object: &'o mut MaybeUninit<OpenObject>,
+        hasten: &'o mut MaybeUninit<OpenObject>,
+    ) -> Result<Self> {
         let (opts, common) = (&order.opts, &order.opts.common);
         let slice_ns = opts.slice_us * 1000;
         // All memory that scheduling needs, before anything depends on it.
         let policy = opts.policy_kind.build(&order.layout, slice_ns);
         let cycle = Cycle::new(policy, Arc::clone(&order.board), order.layout.nr_online());
+        // Memory that is mapped after the scheduler is attached would not be there when it is needed.
+        let hasten = (opts.policy_kind == Kind::Deadline)
+            .then(|| Hasten::attach(hasten, order.layout.nr_cpu_ids()));
+        let hasten = hasten.and_then(|attached| {
+            attached
+                .inspect_err(|err| {
+                    warn!("latency tasks will wait for the end of a slice of batch: {err:#}");
+                })
+                .ok()
+        });
         let bpf = BpfScheduler::init(
             object,
             common.libbpf.clone().into_bpf_open_opts(),
@@ -241,6 +257,7 @@ impl<'o> Scheduler<'o> {
                 layout: order.layout.clone(),
                 places_all: !opts.kernel_places_idle(),
                 own_is_given: false,
+                hasten,
             },
             cycle,
             start: Instant::now(),
@@ -280,6 +297,8 @@ struct Bpf<'o> {
     places_all: bool,
     /// Whether a task gets this thread's CPU after this round.
     own_is_given: bool,
+    /// With a policy that puts classes first.
+    hasten: Option<Hasten<'o>>,
 }
 
 impl Bpf<'_> {
@@ -334,6 +353,9 @@ impl Kernel for Bpf<'_> {
     }
 
     fn run(&mut self, pick: &Pick, place: Place) -> bool {
+        if let Some(hasten) = &mut self.hasten {
+            hasten.note(pick.task.pid, pick.task.class);
+        }
         let [flags, enq_cnt] = pick.task.token;
         let decision = DispatchedTask {
             pid: pick.task.pid,

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * scx_pilot: what scx_rustland_core's BPF side has no way to say, that a task which
+ * wakes up should have a CPU at once.
+ *
+ * There, slices end on timer ticks only. All CPUs have those at about the same
+ * time, and userspace is asked in between only if a CPU runs dry. So a task that
+ * wakes up while all are busy waits for the next tick, whatever the policy says of
+ * it. Here, when one of the latency class wakes up and was not given an idle CPU,
+ * one that runs batch is interrupted, the nearest of a few. That CPU asks userspace
+ * who runs next, and does so: it is still the policy that decides.
+ *
+ * Userspace writes down the class of each task that it has decided on, by pid, in
+ * memory that both share. Pids that are apart by PIDS share a place: one of them
+ * may be taken for the other, which costs a switch.
+ */
+#include <scx/common.bpf.h>
+#include "lib/task.bpf.h"
+#include "pilot.h"
+
+char _license[] SEC("license") = "GPL";
+
+const volatile u32 nr_cpu_ids = 1;
+
+/* CPUs that are looked at for one that runs batch. */
+#define PROBES		8
+/* How long batch may run before it is interrupted anew, in ns. */
+#define PAUSE_NS	200000
+
+/* By pid: enum pilot_class. */
+u8 class_of_pid[PILOT_PIDS];
+
+/* When each CPU was interrupted last, in ns. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, u32);
+	__type(value, u64);
+	__uint(max_entries, 1);		/* set at load */
+} interrupted_at SEC(".maps");
+
+static __always_inline u8 class_of(const struct task_struct *p)
+{
+	return class_of_pid[p->pid & (PILOT_PIDS - 1)];
+}
+
+/* Does @cpu run batch that may be interrupted now? If it idles, nobody need be: -EBUSY. */
+static __noinline s32 may_interrupt(u32 cpu, u64 now)
+{
+	struct rq *rq = bpf_per_cpu_ptr(&runqueues, cpu);
+	u64 *at = bpf_map_lookup_elem(&interrupted_at, &cpu);
+	struct task_struct *running;
+
+	if (!rq || !at)
+		return 0;
+	running = rq->curr;
+	if (!running->pid)
+		return -EBUSY;
+	if (class_of(running) != PILOT_BATCH || time_before(now, *at + PAUSE_NS))
+		return 0;
+	*at = now;
+	return 1;
+}
+
+SEC("tp_btf/sched_wakeup")
+int BPF_PROG(pilot_hasten, struct task_struct *p)
+{
+	u32 i, from = task_cpu(p);
+	u64 now;
+
+	/* It is in a queue of the kernel's already if it was given an idle CPU. */
+	if (class_of(p) != PILOT_LATENCY || p->scx.dsq)
+		return 0;
+	now = bpf_ktime_get_ns();
+	bpf_for(i, 0, PROBES) {
+		u32 cpu = from + i;
+		s32 may;
+
+		if (i >= nr_cpu_ids)
+			break;
+		if (cpu >= nr_cpu_ids)
+			cpu -= nr_cpu_ids;
+		if (!bpf_cpumask_test_cpu(cpu, p->cpus_ptr))
+			continue;
+		may = may_interrupt(cpu, now);
+		if (may < 0)
+			break;
+		if (may) {
+			scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
+			break;
+		}
+	}
+	return 0;
+}
