@@ -54,6 +54,7 @@ pub(crate) fn function(name: &str) -> Option<Function> {
         "stats_are_private" => metrics::stats_are_private,
         "topology_file" => topo::topology_file,
         "beside_batch" => latency::beside_batch,
+        "latency_first" => latency::latency_first,
         "pressure" => services::pressure,
         "outside_load" => services::outside_load,
         "ten_minutes" => services::ten_minutes,

@@ -38,7 +38,7 @@ const BOUNDS: Bounds = Bounds {
 };
 
 /// Cases about what only a scheduler that decides in its daemon sees or has to endure.
-const OF_DAEMONS: &[&str] = &["pressure", "outside_load", "ten_minutes"];
+const OF_DAEMONS: &[&str] = &["pressure", "latency_first", "outside_load", "ten_minutes"];
 
 pub const SCHEDULERS: &[Scheduler] = &[
     Scheduler {
@@ -236,6 +236,7 @@ pub const CASES: &[Case] = &[
     scheduler("beside_batch", 1800),
     // A service under CPU pressure is served better within a second.
     scheduler("pressure", 900),
+    scheduler("latency_first", 900),
     // What the outside says of a service's load changes where it runs.
     scheduler("outside_load", 900),
     // Four tasks a CPU of many kinds, for ten minutes.

@@ -129,6 +129,7 @@ pub(super) const OWN_GUESTS: &[&str] = &[
     "classes",
     "beside_batch",
     "pressure",
+    "latency_first",
     "outside_load",
     "ten_minutes",
     "unknown_cpu",
@@ -159,8 +160,8 @@ const POLICY_DAEMON: Pick = Pick::Only(&["policy_daemon"]);
 const CLASSES: Pick = Pick::Only(&["classes"]);
 /// On a virtual clock, or it would measure the host.
 const BESIDE_BATCH: Pick = Pick::Only(&["beside_batch"]);
-/// On a virtual clock, as it is about how soon and how much.
-const PRESSURE: Pick = Pick::Only(&["pressure"]);
+/// On a virtual clock, as they are about how soon and how much.
+const SERVED: Pick = Pick::Only(&["pressure", "latency_first"]);
 /// The same, with several caches.
 const OUTSIDE_LOAD: Pick = Pick::Only(&["outside_load"]);
 const TEN_MINUTES: Pick = Pick::Only(&["ten_minutes"]);
@@ -210,7 +211,7 @@ pub const GUESTS: &[Guest] = &[
         .virtual_clock()
         .full(),
     Guest::new("6.12", "t32", POLICY_DAEMON).full(),
-    Guest::new("6.12", "t8", PRESSURE).virtual_clock().full(),
+    Guest::new("6.12", "t8", SERVED).virtual_clock().full(),
     Guest::new("6.12", "t16-smt", OUTSIDE_LOAD)
         .virtual_clock()
         .full(),
