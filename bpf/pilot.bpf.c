@@ -43,37 +43,20 @@ static __always_inline u8 class_of(const struct task_struct *p)
 	return class_of_pid[p->pid & (PILOT_PIDS - 1)];
 }
 
-/* Does @cpu run batch that may be interrupted now? If it idles, nobody need be: -EBUSY. */
-static __noinline s32 may_interrupt(u32 cpu, u64 now)
-{
-	struct rq *rq = bpf_per_cpu_ptr(&runqueues, cpu);
-	u64 *at = bpf_map_lookup_elem(&interrupted_at, &cpu);
-	struct task_struct *running;
-
-	if (!rq || !at)
-		return 0;
-	running = rq->curr;
-	if (!running->pid)
-		return -EBUSY;
-	if (class_of(running) != PILOT_BATCH || time_before(now, *at + PAUSE_NS))
-		return 0;
-	*at = now;
-	return 1;
-}
-
-SEC("tp_btf/sched_wakeup")
-int BPF_PROG(pilot_hasten, struct task_struct *p)
+/*
+ * Interrupt the nearest of a few CPUs that runs batch and that @p may use, unless that
+ * was done less than @pause ns ago. If one idles, nobody need be.
+ */
+static __noinline void interrupt_for(const struct task_struct *p __arg_trusted, u64 pause)
 {
 	u32 i, from = task_cpu(p);
-	u64 now;
+	u64 now = bpf_ktime_get_ns();
 
-	/* It is in a queue of the kernel's already if it was given an idle CPU. */
-	if (class_of(p) != PILOT_LATENCY || p->scx.dsq)
-		return 0;
-	now = bpf_ktime_get_ns();
 	bpf_for(i, 0, PROBES) {
 		u32 cpu = from + i;
-		s32 may;
+		struct task_struct *running;
+		struct rq *rq;
+		u64 *at;
 
 		if (i >= nr_cpu_ids)
 			break;
@@ -81,13 +64,50 @@ int BPF_PROG(pilot_hasten, struct task_struct *p)
 			cpu -= nr_cpu_ids;
 		if (!bpf_cpumask_test_cpu(cpu, p->cpus_ptr))
 			continue;
-		may = may_interrupt(cpu, now);
-		if (may < 0)
+		rq = bpf_per_cpu_ptr(&runqueues, cpu);
+		at = bpf_map_lookup_elem(&interrupted_at, &cpu);
+		if (!rq || !at)
 			break;
-		if (may) {
-			scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
+		running = rq->curr;
+		if (!running->pid)
 			break;
-		}
+		if (class_of(running) != PILOT_BATCH || time_before(now, *at + pause))
+			continue;
+		*at = now;
+		scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
+		break;
 	}
+}
+
+/* So that userspace is asked soon: it runs where nobody else does. */
+SEC("tp_btf/sched_wakeup")
+int BPF_PROG(pilot_woken, struct task_struct *p)
+{
+	/* It is in a queue of the kernel's already if it was given an idle CPU. */
+	if (class_of(p) == PILOT_LATENCY && !p->scx.dsq)
+		interrupt_for(p, PAUSE_NS);
+	return 0;
+}
+
+struct decided {
+	s32 pid;
+};
+
+/*
+ * Userspace has decided that a task is next, on a CPU that may not run it, or for more
+ * tasks than one. The CPU that was interrupted when the task woke up may have taken
+ * another in the meantime.
+ */
+SEC("syscall")
+int pilot_decided(struct decided *decided)
+{
+	struct task_struct *p = bpf_task_from_pid(decided->pid);
+
+	if (!p)
+		return 0;
+	bpf_rcu_read_lock();
+	interrupt_for(p, 0);
+	bpf_rcu_read_unlock();
+	bpf_task_release(p);
 	return 0;
 }

@@ -19,7 +19,7 @@ const INSIDE: &str = "SCX_PILOT_BUILD_INSIDE";
 
 fn main() -> Result<()> {
     match env::var(INSIDE).as_deref() {
-        Ok("rustland") => return scx_rustland_core::RustLandBuilder::new()?.build(),
+        Ok("rustland") => return build_rustland(),
         Ok("pilot") => {
             return scx_cargo::BpfBuilder::new()?
                 .add_include_path(BPF)
@@ -42,6 +42,29 @@ fn main() -> Result<()> {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     Ok(())
+}
+
+/// What `scx_rustland_core` 2.4.15 has wrong: that the callback of `bpf_user_ringbuf_drain()` returns 1 makes it skip the rest,
+/// so as long as there was room for more decisions, one was taken in at a time. All others waited for the next time that any
+/// CPU had nothing to run, while their tasks' ranks counted for nothing.
+const DRAINS_ONE: &str = "return !!scx_bpf_dispatch_nr_slots();";
+const DRAINS_ALL: &str = "return !scx_bpf_dispatch_nr_slots();";
+
+/// Builds it as it is, which leaves its sources behind, and then its BPF side anew as it is meant.
+fn build_rustland() -> Result<()> {
+    const SOURCE: &str = "main.bpf.c";
+    scx_rustland_core::RustLandBuilder::new()?.build()?;
+    let source = fs::read_to_string(SOURCE).context("reading the BPF side")?;
+    let found = source.matches(DRAINS_ONE).count();
+    ensure!(
+        found == 1,
+        "{SOURCE} of scx_rustland_core has {found} lines `{DRAINS_ONE}`, not 1: is this still needed?"
+    );
+    fs::write(SOURCE, source.replace(DRAINS_ONE, DRAINS_ALL)).context("writing the BPF side")?;
+    scx_cargo::BpfBuilder::new()?
+        .enable_intf("intf.h", "bpf_intf.rs")
+        .enable_skel(SOURCE, "bpf")
+        .build()
 }
 
 /// Runs a builder in a folder, with another one for what it generates.

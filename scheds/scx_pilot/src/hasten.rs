@@ -4,7 +4,7 @@ use std::mem::MaybeUninit;
 
 use anyhow::{Context, Result};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{Link, OpenObject};
+use libbpf_rs::{Link, OpenObject, ProgramInput};
 use scx_pilot::policy::Class;
 
 use crate::hasten_skel::{
@@ -40,7 +40,7 @@ impl<'o> Hasten<'o> {
         let skel = open.load().context("loading bpf/pilot.bpf.c")?;
         let link = skel
             .progs
-            .pilot_hasten
+            .pilot_woken
             .attach()
             .context("attaching to wakeups")?;
         Ok(Self { skel, _link: link })
@@ -63,5 +63,16 @@ impl<'o> Hasten<'o> {
         {
             *place = class;
         }
+    }
+
+    /// A task is next wherever it may run, and this thread's CPU is not where: has another one take it.
+    pub(crate) fn decided(&mut self, pid: i32) {
+        let mut pid = pid.to_ne_bytes();
+        let input = ProgramInput {
+            context_in: Some(&mut pid),
+            ..ProgramInput::default()
+        };
+        // It only saves time.
+        let _ = self.skel.progs.pilot_decided.test_run(input);
     }
 }

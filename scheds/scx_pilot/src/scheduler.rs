@@ -23,7 +23,7 @@ use log::warn;
 use scx_pilot::cycle::{Arrival, Cycle, Kernel, NR_EVENTS, Published};
 use scx_pilot::inputs::{Board, Readers};
 use scx_pilot::layout::Layout;
-use scx_pilot::policy::{Kind, Machine, Pick, Place};
+use scx_pilot::policy::{Class, Kind, Machine, Pick, Place, Task};
 use scx_utils::UserExitInfo;
 
 use crate::bpf::{BpfScheduler, DispatchedTask, RL_CPU_ANY, keep_signal_handlers};
@@ -257,6 +257,7 @@ impl<'o> Scheduler<'o> {
                 layout: order.layout.clone(),
                 places_all: !opts.kernel_places_idle(),
                 own_is_given: false,
+                own_is_next: false,
                 hasten,
             },
             cycle,
@@ -269,6 +270,7 @@ impl<'o> Scheduler<'o> {
         while !shared.stop.load(Ordering::Relaxed) && !self.bpf.bpf.ended() {
             let now_ns = self.start.elapsed().as_nanos() as u64;
             self.bpf.own_is_given = false;
+            self.bpf.own_is_next = false;
             let waiting = self.cycle.run(&mut self.bpf, now_ns);
             self.publish(shared, waiting);
             // Gives the CPU away until there is something to do.
@@ -297,6 +299,8 @@ struct Bpf<'o> {
     places_all: bool,
     /// Whether a task gets this thread's CPU after this round.
     own_is_given: bool,
+    /// Whether this thread's CPU takes a latency task after this round, out of the queue for any CPU.
+    own_is_next: bool,
     /// With a policy that puts classes first.
     hasten: Option<Hasten<'o>>,
 }
@@ -311,6 +315,22 @@ impl Bpf<'_> {
             *self.bpf.nr_sched_congested_mut(),
             *self.bpf.nr_failed_dispatches_mut(),
         ]
+    }
+}
+
+impl Bpf<'_> {
+    /// Has a CPU take a task that is to run at once: this one will when this thread is done, if the task may run here, and if
+    /// it is the first that may.
+    fn hasten(&mut self, task: &Task) {
+        let Some(hasten) = &mut self.hasten else {
+            return;
+        };
+        let here = rustix::thread::sched_getcpu() as u32;
+        if !self.own_is_next && (task.anywhere || task.cpu == here) {
+            self.own_is_next = true;
+        } else {
+            hasten.decided(task.pid);
+        }
     }
 }
 
@@ -368,6 +388,10 @@ impl Kernel for Bpf<'_> {
             vtime: pick.rank,
             enq_cnt,
         };
-        self.bpf.dispatch_task(&decision).is_ok()
+        let sent = self.bpf.dispatch_task(&decision).is_ok();
+        if sent && pick.task.class == Class::Latency && place == Place::Any {
+            self.hasten(&pick.task);
+        }
+        sent
     }
 }
