@@ -182,7 +182,14 @@ s32 BPF_STRUCT_OPS(steal_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wa
 		}
 	}
 	cpu = -EBUSY;
-	if (nr_nodes > 1) {
+	if (nr_nodes > 1 && wake_flags & SCX_WAKE_FORK) {
+		u32 node = roomy_node(lookup_cpu_ctx(bpf_get_smp_processor_id()), prev_cpu);
+
+		if (node != NO_SHARD)
+			cpu = claim_in_node(p, node, NO_SHARD);
+		if (cpu >= 0)
+			count(STEAL_WAKE_REMOTE);
+	} else if (nr_nodes > 1) {
 		s32 home = home_of(p, prev_cpu);
 
 		if (home >= 0)

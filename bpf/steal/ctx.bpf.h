@@ -20,6 +20,12 @@ const volatile u64 remote_wait_ns = 50000;
 /* Tasks of other classes run beside ours: see lib/unserved.bpf.h. */
 const volatile bool partial = false;
 
+/* How many CPUs a node has, and how many of them are idle. */
+struct room {
+	u32 idle;
+	u32 all;
+};
+
 /* What a CPU knows; its queue has its id. Others read it, and write filled, queued_at, run.hurry and hint only. */
 struct cpu_ctx {
 	u64 clock;		/* virtual time of its queue */
@@ -36,6 +42,7 @@ struct cpu_ctx {
 	u8 from_own;		/* the next task was the first of its queue */
 	u8 goes_far;		/* it took a task from another node when it compared queues last */
 	struct sync_ctx sync;
+	struct room room;	/* of the node that it looks at */
 } __attribute__((aligned(CACHE_PAIR)));
 
 TABLE(cpu_ctxs, struct cpu_ctx);
