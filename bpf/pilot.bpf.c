@@ -11,8 +11,8 @@
  * who runs next, and does so: it is still the policy that decides.
  *
  * Userspace writes down the class of each task that it has decided on, by pid, in
- * memory that both share. Pids that are apart by PIDS share a place: one of them
- * may be taken for the other, which costs a switch.
+ * memory that both share. Pids that are apart by PILOT_PIDS share a place: one of
+ * them may be taken for the other, which costs a switch.
  */
 #include <scx/common.bpf.h>
 #include "lib/task.bpf.h"
@@ -68,6 +68,8 @@ static __noinline void interrupt_for(const struct task_struct *p __arg_trusted, 
 		at = bpf_map_lookup_elem(&interrupted_at, &cpu);
 		if (!rq || !at)
 			break;
+		if (!rq->online)
+			continue;
 		running = rq->curr;
 		if (!running->pid)
 			break;

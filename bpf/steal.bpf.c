@@ -132,6 +132,28 @@ static s32 claim_far(const struct task_struct *p __arg_trusted, s32 cpu)
 	return -EBUSY;
 }
 
+/* The same in the node where @p, which was just @born or ran on @prev_cpu last, is at home, unless that is this one. */
+static __always_inline s32 claim_home(struct task_struct *p, s32 prev_cpu, bool born)
+{
+	s32 home, idle = -EBUSY;
+	u32 node;
+
+	if (born) {
+		node = roomy_node(lookup_cpu_ctx(bpf_get_smp_processor_id()), prev_cpu);
+		if (node != NO_SHARD)
+			idle = claim_in_node(p, node, NO_SHARD);
+		if (idle >= 0)
+			count(STEAL_WAKE_REMOTE);
+		return idle;
+	}
+	home = home_of(p, prev_cpu);
+	if (home >= 0)
+		idle = claim_near(p, home, true);
+	if (idle >= 0)
+		count(STEAL_WENT_HOME);
+	return idle;
+}
+
 /*
  * No CPU is idle. Where is @p to wait? On @cpu, where it ran last, unless others
  * wait there already: then rather on one of its cache where nobody does.
@@ -181,22 +203,7 @@ s32 BPF_STRUCT_OPS(steal_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wa
 			goto direct;
 		}
 	}
-	cpu = -EBUSY;
-	if (nr_nodes > 1 && wake_flags & SCX_WAKE_FORK) {
-		u32 node = roomy_node(lookup_cpu_ctx(bpf_get_smp_processor_id()), prev_cpu);
-
-		if (node != NO_SHARD)
-			cpu = claim_in_node(p, node, NO_SHARD);
-		if (cpu >= 0)
-			count(STEAL_WAKE_REMOTE);
-	} else if (nr_nodes > 1) {
-		s32 home = home_of(p, prev_cpu);
-
-		if (home >= 0)
-			cpu = claim_near(p, home, true);
-		if (cpu >= 0)
-			count(STEAL_WENT_HOME);
-	}
+	cpu = nr_nodes > 1 ? claim_home(p, prev_cpu, wake_flags & SCX_WAKE_FORK) : -EBUSY;
 	if (cpu < 0)
 		cpu = claim_near(p, prev_cpu, true);
 	if (cpu < 0 && class_stays_near(ce)) {

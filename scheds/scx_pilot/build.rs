@@ -35,8 +35,9 @@ fn main() -> Result<()> {
     run("rustland", &out.join("rustland"), &out)?;
     run("pilot", &out.join("pilot"), &out.join("pilot"))?;
     // The builders name files of their folders as inputs, which would be looked for in this one.
-    for input in [Path::new("build.rs"), Path::new(BPF)] {
-        println!("cargo::rerun-if-changed={}", input.display());
+    println!("cargo::rerun-if-changed=build.rs");
+    for input in ["pilot.bpf.c", "pilot.h", "lib/task.bpf.h"] {
+        println!("cargo::rerun-if-changed={BPF}/{input}");
     }
     for variable in ["BPF_CLANG", "BPF_CFLAGS", "BPF_BASE_CFLAGS"] {
         println!("cargo::rerun-if-env-changed={variable}");
