@@ -316,9 +316,7 @@ impl Bpf<'_> {
             *self.bpf.nr_failed_dispatches_mut(),
         ]
     }
-}
 
-impl Bpf<'_> {
     /// Has a CPU take a task that is to run at once: this one will when this thread is done, if the task may run here, and if
     /// it is the first that may.
     fn hasten(&mut self, task: &Task) {
