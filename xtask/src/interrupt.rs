@@ -54,7 +54,7 @@ impl State {
         static CAUGHT: OnceLock<Result<(), String>> = OnceLock::new();
         let caught = CAUGHT.get_or_init(|| {
             for number in [SIGINT, SIGTERM, SIGHUP] {
-                let value = usize::try_from(number).unwrap_or_default();
+                let value = as_received(number);
                 signal_hook::flag::register_conditional_default(number, Arc::clone(&self.at_once))
                     .and_then(|_| {
                         signal_hook::flag::register_usize(number, Arc::clone(&self.received), value)
@@ -68,6 +68,15 @@ impl State {
             .map_err(anyhow::Error::msg)
             .context("catching signals")
     }
+}
+
+fn as_received(number: i32) -> usize {
+    usize::try_from(number).unwrap_or_default()
+}
+
+/// What [`received`] says of SIGHUP, by which a terminal says that it is gone.
+pub fn hangup() -> usize {
+    as_received(SIGHUP)
 }
 
 /// While one lives, signals are only noted: whoever holds it looks at [`received`], puts things in order and ends.

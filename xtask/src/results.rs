@@ -66,19 +66,30 @@ pub fn read(dir: &Path) -> Result<Vec<Record>> {
     Ok(records)
 }
 
-/// What is tested: the commit, and whether there is more than that. None if git does not say.
+/// What no test in a guest looks at, as git pathspecs.
+const PAGES: [&str; 3] = [":(exclude)docs", ":(exclude)*.md", ":(exclude).ci"];
+
+/// What is tested: the last commit that changed more than pages, and whether there is more than that. None if git does
+/// not say.
 pub fn version() -> Option<String> {
-    let mut git = Command::new("git");
-    git.args([
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=12",
-        "--match=none",
-    ])
-    .current_dir(workspace::root());
-    let text = cmd::output(&mut git).ok()?;
-    Some(text.trim().to_owned()).filter(|text| !text.is_empty())
+    version_of(workspace::root())
+}
+
+fn version_of(dir: &Path) -> Option<String> {
+    let git = |args: &[&str]| {
+        let mut git = Command::new("git");
+        git.args(args).arg("--").arg(".").args(PAGES);
+        cmd::output(git.current_dir(dir)).ok()
+    };
+    let commit = git(&["log", "-1", "--format=%h", "--abbrev=12"])?;
+    let commit = commit.trim();
+    let changes = git(&["status", "--porcelain"])?;
+    let dirty = if changes.trim().is_empty() {
+        ""
+    } else {
+        "-dirty"
+    };
+    Some(format!("{commit}{dirty}")).filter(|_| !commit.is_empty())
 }
 
 /// A row for each case, a column for each guest; the last run of each counts.
@@ -132,6 +143,51 @@ pub mod tests {
             ok,
             message: message.into(),
         }
+    }
+
+    #[test]
+    fn pages_are_not_what_is_tested() {
+        let dir = tempfile::tempdir().unwrap();
+        let git = |args: &[&str]| {
+            let who = ["-c", "user.name=a", "-c", "user.email=a@b"];
+            let mut git = Command::new("git");
+            cmd::output(git.args(who).args(args).current_dir(dir.path())).unwrap();
+        };
+        let write = |name: &str| {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            let before = fs::read_to_string(&path).unwrap_or_default();
+            fs::write(path, before + "more").unwrap();
+        };
+        let commit = || {
+            git(&["add", "."]);
+            git(&["commit", "--quiet", "--message", "change"]);
+            version_of(dir.path())
+        };
+        assert_eq!(version_of(dir.path()), None, "no repository");
+        git(&["init", "--quiet"]);
+        write("bpf/rr.bpf.c");
+        let first = commit();
+        assert_eq!(first.as_deref().map(str::len), Some(12), "{first:?}");
+        for page in [
+            "docs/method.md",
+            "docs/shown/out.txt",
+            "README.md",
+            ".ci/run",
+        ] {
+            write(page);
+            assert_eq!(version_of(dir.path()), first, "{page}");
+            assert_eq!(commit(), first, "{page}");
+        }
+        write("bpf/rr.bpf.c");
+        assert_eq!(
+            version_of(dir.path()),
+            first.clone().map(|it| it + "-dirty")
+        );
+        let second = commit();
+        assert_ne!(second, first);
+        write("bpf/new.bpf.c");
+        assert_eq!(version_of(dir.path()), second.map(|it| it + "-dirty"));
     }
 
     #[test]

@@ -36,7 +36,8 @@ pub struct Args {
     /// Install what is missing without asking
     #[arg(long, short)]
     yes: bool,
-    /// Run the full set, leave out what this commit has passed already, and show a table of all cases
+    /// Run the full set but for what has passed since anything other than pages changed, and show
+    /// a table of all cases
     #[arg(long)]
     full: bool,
     /// With --full: run everything again
@@ -85,7 +86,7 @@ pub fn run(args: &Args) -> Result<()> {
     tested
 }
 
-/// Where results of this commit go, and what tells the tests so.
+/// Where results of this version go, and what tells the tests so.
 fn keeping(cache: &Cache, fresh: bool) -> Result<(PathBuf, Vec<(&'static str, OsString)>)> {
     let version = results::version();
     let name = version.as_deref().unwrap_or("unknown").to_owned();

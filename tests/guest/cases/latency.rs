@@ -4,12 +4,12 @@ use crate::Setting;
 use crate::cases::policy::FILE;
 use crate::cases::policy_daemon::classed;
 use crate::cgroup::Cgroup;
-use crate::cpus::online;
+use crate::cpus::{idle_shares, online};
 use crate::daemon::Daemon;
 use crate::procs::{Running, beside, last_cpu};
 use anyhow::{Context, Result, ensure};
 use manycore_tests::machine::Machine;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::process::Stdio;
 use std::time::Duration;
@@ -60,7 +60,7 @@ pub(crate) fn beside_batch(setting: &Setting) -> Result<String> {
         "--seconds",
         "1000",
     ]))?;
-    saturated(cpus)?;
+    busy(cpus, 0.1)?;
     eprintln!("saturated");
     let beside = measure(&quick, THREADS)?;
     drop(batch);
@@ -123,12 +123,7 @@ fn beside_load(setting: &Setting, kind: &str) -> Result<u32> {
         "--temp-path",
         "/tmp",
     ]))?;
-    for _ in 0..100 {
-        let shares = crate::cpus::idle_shares(Duration::from_millis(200))?;
-        if shares.values().all(|share| *share < 0.5) {
-            break;
-        }
-    }
+    busy(cpus, 0.5)?;
     // Its first run reads it from the host, and is known as a service then.
     measure(&quick, cpus / 2)?;
     let found = measure(&quick, cpus / 2)?;
@@ -137,18 +132,19 @@ fn beside_load(setting: &Setting, kind: &str) -> Result<u32> {
     Ok(found.p99_us)
 }
 
-/// Waits until no CPU idles.
-fn saturated(cpus: usize) -> Result<()> {
-    let busy = || -> Result<usize> {
-        let shares = crate::cpus::idle_shares(Duration::from_millis(100))?;
-        Ok(shares.values().filter(|share| **share < 0.1).count())
-    };
+/// Waits until no CPU idles for that share of its time or more.
+///
+/// # Errors
+/// If one still does after a hundred looks.
+fn busy(cpus: usize, idle_max: f64) -> Result<()> {
+    let mut shares = BTreeMap::new();
     for _ in 0..100 {
-        if busy()? == cpus {
+        shares = idle_shares(Duration::from_millis(200))?;
+        if shares.len() == cpus && shares.values().all(|share| *share < idle_max) {
             return Ok(());
         }
     }
-    anyhow::bail!("the batch job keeps {} of {cpus} CPUs busy", busy()?)
+    anyhow::bail!("the batch job leaves CPUs idle for {shares:.2?} of their time")
 }
 
 struct Found {

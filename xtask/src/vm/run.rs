@@ -309,8 +309,6 @@ fn qemu_options(spec: &Spec, dir: &RunDir) -> Vec<String> {
     options
 }
 
-/// The number of SIGHUP, which says that whoever ran this is gone.
-const HANGUP: usize = 1;
 /// Above this many vCPUs, one thread that emulates them all in turn boots faster than one thread each on few cores.
 const MULTI_THREAD_MAX: usize = 16;
 /// APIC ids above this need interrupt remapping.
@@ -357,7 +355,7 @@ fn watch(spec: &Spec, dir: &RunDir, child: &mut Child, began: Instant) -> Result
             return Ok(End::Interrupted(number));
         }
         if spec.parent.is_some() && getppid() != spec.parent {
-            return Ok(End::Interrupted(HANGUP));
+            return Ok(End::Interrupted(interrupt::hangup()));
         }
         if let Some(limit) = spec.timeout
             && elapsed > limit
