@@ -27,6 +27,7 @@ pub(crate) fn function(name: &str) -> Option<Function> {
     let function: Function = match name {
         "topology" => machine::topology,
         "programs" => machine::programs,
+        "page_cache" => machine::page_cache,
         "observe_waste" => observe::waste,
         "topo" => topo::topo,
         "probe" => topo::probe,

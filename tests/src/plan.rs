@@ -203,6 +203,8 @@ pub const CASES: &[Case] = &[
     machine("topology", 180),
     // Programs that choose their code by the CPU find one that they can run on.
     machine("programs", 180),
+    // What was in memory before doesn't get into programs that are read into it.
+    machine("page_cache", 240),
     // `manycore observe` tells the waste of workloads whose waste is known.
     machine("observe_waste", 400),
     // `manycore topo` shows what `lscpu -e` and `numactl -H` show.

@@ -407,9 +407,8 @@ fn rt_for(scene: &mut Scene, time: Duration) -> Result<String> {
     ))
 }
 
-/// Processes that want more memory than they may have, are killed and begin again. The page cache stays: after it had been
-/// thrown away, emulated guests ran programs from the middle of an instruction. The limit is low, since a loaded guest of 32
-/// emulated CPUs takes minutes to touch 100 MiB.
+/// Processes that want more memory than they may have, are killed and begin again. The limit is low, since a loaded guest of
+/// 32 emulated CPUs takes minutes to touch 100 MiB.
 fn memory_for(scene: &mut Scene, time: Duration) -> Result<String> {
     let _controllers = Controllers::enable(&["memory"])?;
     let cgroup = Cgroup::new("fault-memory")?;

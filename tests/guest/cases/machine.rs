@@ -4,9 +4,13 @@ use crate::Setting;
 use crate::cpus::{Cpus, online, read, read_list};
 use anyhow::{Context, Result, ensure};
 use manycore_tests::machine::Machine;
+use manycore_tests::plan::SCHEDULERS;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::ScopedJoinHandle;
+use std::time::Duration;
 
 const CPU: &str = "/sys/devices/system/cpu";
 const NODE: &str = "/sys/devices/system/node";
@@ -49,6 +53,55 @@ pub(crate) fn programs(_: &Setting) -> Result<String> {
         String::from_utf8_lossy(&output.stderr).trim_end()
     );
     Ok("stress-ng runs".into())
+}
+
+/// How many programs run at a time.
+const STARTERS: usize = 4;
+
+/// Programs run from what is in their files, though the memory they are read into held other programs before: while they
+/// are started again and again, all that was read from files is thrown away.
+pub(crate) fn page_cache(_: &Setting) -> Result<String> {
+    let mut programs = vec!["stress-ng", "perf", "manycore"];
+    programs.extend(SCHEDULERS.iter().map(|scheduler| scheduler.name));
+    let runs = STARTERS * programs.len();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let starters: Vec<_> = (0..STARTERS)
+            .map(|first| {
+                let mut programs = programs.clone();
+                programs.rotate_left(first);
+                scope.spawn(|| programs.into_iter().try_for_each(says_its_version))
+            })
+            .collect();
+        let thrower = scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                fs::write("/proc/sys/vm/drop_caches", "3")?;
+                std::thread::sleep(Duration::from_millis(300));
+            }
+            anyhow::Ok(())
+        });
+        let results: Vec<_> = starters.into_iter().map(ScopedJoinHandle::join).collect();
+        done.store(true, Ordering::Relaxed);
+        for result in results.into_iter().chain([thrower.join()]) {
+            result.map_err(|_| anyhow::anyhow!("a thread panicked"))??;
+        }
+        Ok(format!("{runs} runs of {} programs", programs.len()))
+    })
+}
+
+fn says_its_version(program: &str) -> Result<()> {
+    let output = Command::new(program)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("starting {program}"))?;
+    ensure!(
+        output.status.success(),
+        "{program} --version ended with {}: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr).trim_end()
+    );
+    Ok(())
 }
 
 fn check_node(machine: &Machine, node: usize) -> Result<()> {

@@ -171,6 +171,7 @@ const UNKNOWN_CPU: Pick = Pick::Only(&["unknown_cpu"]);
 const MANY_CPUS: Pick = Pick::Only(&["topology", "topo", "loads", "no_idle_cpu"]);
 /// What doesn't depend on the kernel, or is much like another case, is left out.
 const SECOND_KERNEL: Pick = Pick::AllBut(&[
+    "page_cache",
     "help",
     "refuses_bad_use",
     "refuses_a_second",

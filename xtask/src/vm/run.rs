@@ -256,6 +256,9 @@ fn kernel_options(spec: &Spec) -> Vec<String> {
             "lpj=10000000",
             "no_timer_check",
             "rcupdate.rcu_expedited=1",
+            // virtiofsd writes files into the guest's memory where QEMU doesn't see it. Had a page held a program before, the
+            // emulator would go on with what it translated then; zeroed by the guest, that is forgotten.
+            "init_on_alloc=1",
         ]);
     }
     if spec.clock != Clock::Real {
