@@ -30,7 +30,7 @@ pub(crate) use run::run;
 #[command(after_long_help = HELP)]
 pub(crate) struct ObserveArgs {
     /// Stop after this many seconds and print one report
-    #[arg(short, long, value_name = "SECONDS", value_parser = positive)]
+    #[arg(short, long, value_name = "SECONDS", value_parser = positive, conflicts_with = "command")]
     duration: Option<f64>,
 
     /// Seconds between two views, where neither --duration nor COMMAND is given

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
@@ -29,9 +29,6 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// # Errors
 /// If the meter can't be loaded here, or the command can't be started, or the output can't be written.
 pub(crate) fn run(args: &ObserveArgs) -> Result<ExitCode> {
-    if args.duration.is_some() && !args.command.is_empty() {
-        bail!("--duration and COMMAND exclude each other: the command's end is the end");
-    }
     let stop = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&stop);
     ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))
