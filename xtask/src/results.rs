@@ -149,9 +149,11 @@ pub mod tests {
     fn pages_are_not_what_is_tested() {
         let dir = tempfile::tempdir().unwrap();
         let git = |args: &[&str]| {
-            let who = ["-c", "user.name=a", "-c", "user.email=a@b"];
             let mut git = Command::new("git");
-            cmd::output(git.args(who).args(args).current_dir(dir.path())).unwrap();
+            for setting in ["user.name=a", "user.email=a@b", "commit.gpgsign=false"] {
+                git.args(["-c", setting]);
+            }
+            cmd::output(git.args(args).current_dir(dir.path())).unwrap();
         };
         let write = |name: &str| {
             let path = dir.path().join(name);

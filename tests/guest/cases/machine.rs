@@ -75,7 +75,7 @@ pub(crate) fn page_cache(_: &Setting) -> Result<String> {
             .collect();
         let thrower = scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
-                fs::write("/proc/sys/vm/drop_caches", "3")?;
+                fs::write("/proc/sys/vm/drop_caches", "3").context("dropping caches")?;
                 std::thread::sleep(Duration::from_millis(300));
             }
             anyhow::Ok(())
