@@ -327,6 +327,17 @@ pub(crate) fn run(name: &str, args: &[&str], as_root: bool) -> Result<Output> {
         .with_context(|| format!("running {name}"))
 }
 
+/// What a program printed; fails unless it ended with 0.
+pub(crate) fn printed(output: &Output) -> Result<String> {
+    ensure!(
+        output.status.success(),
+        "it ended with {}: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
 /// Fails unless a program ended with this code, printed nothing, and complained in one line with all these words.
 pub(crate) fn check_refusal(output: &Output, code: i32, words: &[&str]) -> Result<()> {
     let said = String::from_utf8_lossy(&output.stderr);

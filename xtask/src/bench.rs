@@ -200,7 +200,7 @@ pub fn measure(
     Ok(Results {
         format: results::FORMAT,
         command: as_typed(std::env::args().skip(1)),
-        commit: commit(),
+        commit: crate::results::commit().unwrap_or_else(|| "unknown".into()),
         made_at: SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .map_or(0, |since| since.as_secs()),
@@ -343,21 +343,6 @@ fn rounds(size: Size, seeds: &[u64]) -> u64 {
         Size::Taste | Size::Lab => 1,
         Size::Full => seeds.len() as u64,
     }
-}
-
-fn commit() -> String {
-    let git = |args: &[&str]| {
-        cmd::output(
-            Command::new("git")
-                .current_dir(workspace::root())
-                .args(args),
-        )
-    };
-    let Ok(commit) = git(&["rev-parse", "--short=12", "HEAD"]) else {
-        return "unknown".into();
-    };
-    let changed = git(&["status", "--porcelain"]).is_ok_and(|text| !text.is_empty());
-    format!("{}{}", commit.trim(), if changed { "-dirty" } else { "" })
 }
 
 fn write(results: &Results, out: Option<&Path>) -> Result<PathBuf> {

@@ -66,19 +66,24 @@ pub fn read(dir: &Path) -> Result<Vec<Record>> {
     Ok(records)
 }
 
-/// What no test in a guest looks at, as git pathspecs.
-const PAGES: [&str; 3] = [":(exclude)docs", ":(exclude)*.md", ":(exclude).ci"];
+/// All but what no test in a guest looks at, as git pathspecs.
+const TESTED: [&str; 4] = [".", ":(exclude)docs", ":(exclude)*.md", ":(exclude).ci"];
 
 /// What is tested: the last commit that changed more than pages, and whether there is more than that. None if git does
 /// not say.
 pub fn version() -> Option<String> {
-    version_of(workspace::root())
+    version_of(workspace::root(), &TESTED)
 }
 
-fn version_of(dir: &Path) -> Option<String> {
+/// The checkout's commit, pages included, and whether there is more than that. None if git does not say.
+pub fn commit() -> Option<String> {
+    version_of(workspace::root(), &[])
+}
+
+fn version_of(dir: &Path, paths: &[&str]) -> Option<String> {
     let git = |args: &[&str]| {
         let mut git = Command::new("git");
-        git.args(args).arg("--").arg(".").args(PAGES);
+        git.args(args).arg("--").args(paths);
         cmd::output(git.current_dir(dir)).ok()
     };
     let commit = git(&["log", "-1", "--format=%h", "--abbrev=12"])?;
@@ -164,9 +169,9 @@ pub mod tests {
         let commit = || {
             git(&["add", "."]);
             git(&["commit", "--quiet", "--message", "change"]);
-            version_of(dir.path())
+            version_of(dir.path(), &TESTED)
         };
-        assert_eq!(version_of(dir.path()), None, "no repository");
+        assert_eq!(version_of(dir.path(), &TESTED), None, "no repository");
         git(&["init", "--quiet"]);
         write("bpf/rr.bpf.c");
         let first = commit();
@@ -178,18 +183,21 @@ pub mod tests {
             ".ci/run",
         ] {
             write(page);
-            assert_eq!(version_of(dir.path()), first, "{page}");
+            assert_eq!(version_of(dir.path(), &TESTED), first, "{page}");
             assert_eq!(commit(), first, "{page}");
         }
         write("bpf/rr.bpf.c");
         assert_eq!(
-            version_of(dir.path()),
+            version_of(dir.path(), &TESTED),
             first.clone().map(|it| it + "-dirty")
         );
         let second = commit();
         assert_ne!(second, first);
         write("bpf/new.bpf.c");
-        assert_eq!(version_of(dir.path()), second.map(|it| it + "-dirty"));
+        assert_eq!(
+            version_of(dir.path(), &TESTED),
+            second.map(|it| it + "-dirty")
+        );
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::Setting;
 use crate::cpus::{Cpus, online, read, read_list};
+use crate::daemon::{printed, run};
 use anyhow::{Context, Result, ensure};
 use manycore_tests::machine::Machine;
 use manycore_tests::plan::SCHEDULERS;
@@ -46,12 +47,7 @@ pub(crate) fn programs(_: &Setting) -> Result<String> {
         .stdin(Stdio::null())
         .output()
         .context("starting stress-ng")?;
-    ensure!(
-        output.status.success(),
-        "stress-ng ended with {}: {}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr).trim_end()
-    );
+    printed(&output).context("stress-ng")?;
     Ok("stress-ng runs".into())
 }
 
@@ -90,17 +86,8 @@ pub(crate) fn page_cache(_: &Setting) -> Result<String> {
 }
 
 fn says_its_version(program: &str) -> Result<()> {
-    let output = Command::new(program)
-        .arg("--version")
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("starting {program}"))?;
-    ensure!(
-        output.status.success(),
-        "{program} --version ended with {}: {}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr).trim_end()
-    );
+    let output = run(program, &["--version"], true)?;
+    printed(&output).with_context(|| format!("{program} --version"))?;
     Ok(())
 }
 

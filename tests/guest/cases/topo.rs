@@ -1,7 +1,7 @@
 //! `manycore topo`, beside what others say of the same machine.
 
 use crate::Setting;
-use crate::daemon::{Daemon, check_refusal, run};
+use crate::daemon::{Daemon, check_refusal, printed, run};
 use crate::load::{Load, Work};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -21,7 +21,7 @@ type Groups = BTreeSet<BTreeSet<u64>>;
 /// It shows what `lscpu -e` and `numactl -H` show, to any user.
 pub(crate) fn topo(_: &Setting) -> Result<String> {
     let topo = json(&run("manycore", &["topo", "--json"], false)?)?;
-    let drawing = text(&run("manycore", &["topo"], false)?)?;
+    let drawing = printed(&run("manycore", &["topo"], false)?)?;
     check_lscpu(
         &topo,
         &json(&run(
@@ -30,7 +30,7 @@ pub(crate) fn topo(_: &Setting) -> Result<String> {
             true,
         )?)?,
     )?;
-    check_numactl(&topo, &text(&run("numactl", &["-H"], true)?)?)?;
+    check_numactl(&topo, &printed(&run("numactl", &["-H"], true)?)?)?;
     check_domains(topo["online"].as_u64().unwrap_or(0))?;
     let summary = drawing.lines().next().unwrap_or_default();
     for node in array(&topo, "nodes")? {
@@ -271,18 +271,8 @@ pub(crate) fn topology_file(setting: &Setting) -> Result<String> {
     Ok(format!("{caches} caches"))
 }
 
-fn text(output: &Output) -> Result<String> {
-    ensure!(
-        output.status.success(),
-        "it ended with {}: {}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
 fn json(output: &Output) -> Result<Value> {
-    serde_json::from_str(&text(output)?).context("not JSON")
+    serde_json::from_str(&printed(output)?).context("not JSON")
 }
 
 fn array<'a>(value: &'a Value, name: &str) -> Result<&'a Vec<Value>> {

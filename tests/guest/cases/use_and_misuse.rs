@@ -2,10 +2,9 @@
 
 use crate::Setting;
 use crate::cpus::{Cpus, online};
-use crate::daemon::{Daemon, State, check_refusal, run, switches_all};
+use crate::daemon::{Daemon, State, check_refusal, printed, run, switches_all};
 use crate::load::{Load, Work, set_policy};
 use anyhow::{Context, Result, ensure};
-use std::process::Output;
 use std::time::Duration;
 
 /// For each to get a turn when half of the CPUs are somebody else's: well below the watchdog's 30 s.
@@ -33,16 +32,6 @@ pub(crate) fn help(setting: &Setting) -> Result<String> {
     let stats = printed(&run(name, &["--help-stats"], false)?)?;
     ensure!(stats.lines().count() >= 5, "--help-stats prints {stats:?}");
     Ok(version.trim().to_owned())
-}
-
-fn printed(output: &Output) -> Result<String> {
-    ensure!(
-        output.status.success(),
-        "it ended with {}: {}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 pub(crate) fn refuses_bad_use(setting: &Setting) -> Result<String> {
