@@ -4,6 +4,7 @@ pub mod clock;
 mod processes;
 pub mod run;
 mod rundir;
+mod stillness;
 pub mod topology;
 
 use crate::cache::Cache;
@@ -240,6 +241,13 @@ pub fn conclude(cache: &Cache, outcome: &Outcome) -> Result<()> {
             format!(
                 "the guest did not get to its command within {} s",
                 limit.as_secs()
+            ),
+        ),
+        End::StoodStill(time) => (
+            TIMEOUT_CODE,
+            format!(
+                "the emulated CPUs stood still for {} s before the command started",
+                time.as_secs()
             ),
         ),
         End::Died { panic: Some(why) } => (255, format!("the guest's kernel panicked: {why}")),

@@ -210,14 +210,22 @@ pub(crate) fn no_idle_cpu(setting: &Setting) -> Result<String> {
 /// Lets the tasks run anywhere and looks whether all CPUs get to work. Returns the idlest one's idle share.
 fn spread(load: &Load, cpus: &Cpus) -> Result<f64> {
     load.set_cpus(cpus)?;
-    std::thread::sleep(Duration::from_millis(500));
-    let (cpu, share) = idlest()?;
-    ensure!(
-        share <= IDLE,
-        "CPU {cpu} idles {:.0} % of the time while tasks wait (allowed: {:.0} %)",
-        100.0 * share,
-        100.0 * IDLE
-    );
+    let mut tried = Vec::new();
+    let share = loop {
+        std::thread::sleep(Duration::from_millis(500));
+        let (cpu, share) = idlest()?;
+        if share <= IDLE {
+            break share;
+        }
+        tried.push(format!("CPU {cpu} {:.0} %", 100.0 * share));
+        // A CPU that is left out is so each time; one whose virtual CPU was waiting for the host is not.
+        ensure!(
+            tried.len() < TRIES,
+            "CPUs idle while tasks wait: {} of the time (allowed: {:.0} %)",
+            tried.join(", then "),
+            100.0 * IDLE
+        );
+    };
     load.check_progress(TURN)?;
     Ok(share)
 }

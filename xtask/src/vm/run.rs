@@ -3,6 +3,7 @@
 use super::clock::{self, Clock};
 use super::processes::{self, MARK};
 use super::rundir::RunDir;
+use super::stillness::Stillness;
 use super::topology::Topology;
 use crate::cache::Cache;
 use crate::interrupt;
@@ -63,6 +64,8 @@ pub enum End {
     },
     /// The guest did not start the command in time.
     NoBoot(Duration),
+    /// Its emulated CPUs all stood still for this long before the command started.
+    StoodStill(Duration),
     Timeout(Duration),
     /// A signal of this number ended the run.
     Interrupted(usize),
@@ -81,24 +84,31 @@ pub struct Outcome {
 pub type Sink = Box<dyn Write + Send>;
 
 /// How often a guest is booted at most. QEMU fails an assertion about its devices' interrupts now and then while several
-/// emulated CPUs boot on a busy host, and a kernel may panic over an instruction that the emulator got wrong. Nothing has
-/// been run by then.
+/// emulated CPUs boot on a busy host, or loses one and all CPUs halt, and a kernel may panic over an instruction that the
+/// emulator got wrong. Nothing has been run by then.
 const BOOTS_MAX: u32 = 3;
+/// How long all emulated CPUs may stand still before the script starts: a boot computes all the time.
+const STILL_MAX: Duration = Duration::from_secs(10);
 
-/// Boots the guest and runs its script to the end. An emulated one that dies before its script has started is booted again.
+/// Boots the guest and runs its script to the end. An emulated one that dies, or stands still, before its script has
+/// started is booted again.
 pub fn run(cache: &Cache, spec: &Spec, stdout: Sink, stderr: Sink) -> Result<Outcome> {
     let _held = interrupt::hold()?;
     let mut sinks = [stdout, stderr];
     let mut boots = 1;
     loop {
         let (outcome, started, back) = once(cache, spec, sinks)?;
-        let died = matches!(outcome.end, End::Died { .. });
-        if !died || started || spec.accel == Accel::Kvm || boots == BOOTS_MAX {
+        let failed = match outcome.end {
+            End::Died { .. } => "died",
+            End::StoodStill(_) => "stood still",
+            _ => return Ok(outcome),
+        };
+        if started || spec.accel == Accel::Kvm || boots == BOOTS_MAX {
             return Ok(outcome);
         }
         let path = cache.keep_log("console", &outcome.console)?;
         eprintln!(
-            "the guest died before its command started, as emulated ones do now and then ({}); booting it again",
+            "the guest {failed} before its command started, as emulated ones do now and then ({}); booting it again",
             path.display()
         );
         sinks = back;
@@ -339,6 +349,8 @@ fn watch(spec: &Spec, dir: &RunDir, child: &mut Child, began: Instant) -> Result
     // Measured: 64 vCPUs take 15 s under TCG, 256 take 183 s, on 2 cores with nothing beside.
     let slowness = if spec.clock == Clock::Real { 1 } else { 3 };
     let boot_limit = Duration::from_secs(slowness * (120 + 4 * spec.topology.cpus() as u64));
+    let mut stillness = Stillness::new();
+    let mut booting = true;
     loop {
         let status = fs::read_to_string(dir.status()).unwrap_or_default();
         if let Some(code) = exit_code(&status) {
@@ -365,8 +377,12 @@ fn watch(spec: &Spec, dir: &RunDir, child: &mut Child, began: Instant) -> Result
         {
             return Ok(End::Timeout(limit));
         }
-        if elapsed > boot_limit && !has_started(dir) {
+        booting = booting && !has_started(dir);
+        if booting && elapsed > boot_limit {
             return Ok(End::NoBoot(boot_limit));
+        }
+        if booting && spec.accel == Accel::Tcg && stillness.lasts(dir.path()) > STILL_MAX {
+            return Ok(End::StoodStill(STILL_MAX));
         }
         std::thread::sleep(POLL);
     }

@@ -1,0 +1,107 @@
+//! Sees that an emulated guest stands still: now and then one loses an interrupt while it boots, all its CPUs halt, and
+//! nothing wakes them any more. QEMU goes on all the same, so it is told by the CPU time of its threads.
+
+use super::processes;
+use rustix::process::Pid;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// What a guest that boots uses many times over, even with a small part of a busy host, and one that stands still doesn't,
+/// in ticks of 10 ms.
+const USED_MIN: u64 = 5;
+const POLL: Duration = Duration::from_millis(500);
+
+pub struct Stillness {
+    qemu: Option<Pid>,
+    looked: Instant,
+    /// Since when it has used less than `USED_MIN` beyond `used`.
+    since: Instant,
+    used: u64,
+}
+
+impl Stillness {
+    pub fn new() -> Self {
+        let now = Instant::now();
+        Self {
+            qemu: None,
+            looked: now,
+            since: now,
+            used: 0,
+        }
+    }
+
+    /// For how long the run's virtual CPUs have been still; zero while there is no QEMU.
+    pub fn lasts(&mut self, run: &Path) -> Duration {
+        let now = Instant::now();
+        if now - self.looked >= POLL {
+            self.looked = now;
+            self.qemu = self.qemu.or_else(|| processes::qemu_of_run(run));
+            match self.qemu.and_then(cpu_time) {
+                Some(used) if used < self.used + USED_MIN => {}
+                used => {
+                    self.used = used.unwrap_or_default();
+                    self.since = now;
+                }
+            }
+        }
+        now - self.since
+    }
+}
+
+/// The CPU time of all threads of the process but its first, which emulates no CPU, in ticks.
+fn cpu_time(process: Pid) -> Option<u64> {
+    let process = process.as_raw_nonzero().to_string();
+    let threads = fs::read_dir(format!("/proc/{process}/task")).ok()?;
+    let times = threads
+        .flatten()
+        .filter(|thread| thread.file_name() != process.as_str())
+        .filter_map(|thread| ticks(&fs::read_to_string(thread.path().join("stat")).ok()?));
+    Some(times.sum())
+}
+
+/// `utime` and `stime` of a line of `/proc/PID/stat`; see proc_pid_stat(5). The program's name may hold anything.
+fn ticks(stat: &str) -> Option<u64> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut times = rest.split_whitespace().skip(11);
+    let mut next = || times.next()?.parse::<u64>().ok();
+    Some(next()? + next()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_found_whatever_the_name() {
+        let stat = "7 (a) b (c)) S 1 7 7 0 -1 4194560 99 0 1 0 250 50 3 4 20 0 1 0 5 6 7";
+        assert_eq!(ticks(stat), Some(300));
+        assert_eq!(ticks("7 (a"), None);
+        assert_eq!(ticks("7 (a) S 1 7"), None);
+    }
+
+    #[test]
+    fn only_threads_beside_the_first_count() {
+        let spin = || {
+            let until = Instant::now() + Duration::from_millis(200);
+            while Instant::now() < until {
+                std::hint::black_box(());
+            }
+        };
+        let own = rustix::process::getpid();
+        let before = cpu_time(own).unwrap();
+        // A thread's time is counted while it lives.
+        let (done, wait) = std::sync::mpsc::channel::<()>();
+        let (ready, spun) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            spin();
+            ready.send(()).unwrap();
+            let _ = wait.recv();
+        });
+        spun.recv().unwrap();
+        assert!(cpu_time(own).unwrap() > before);
+        drop(done);
+        thread.join().unwrap();
+        assert_eq!(cpu_time(Pid::from_raw(i32::MAX).unwrap()), None);
+    }
+}
