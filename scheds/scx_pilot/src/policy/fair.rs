@@ -8,6 +8,10 @@
 //! who live long would wait for ever behind a program that does all its work in new tasks. So the clock moves with CPU
 //! time of which nothing was heard, too.
 //!
+//! Ranks are virtual runtimes in steps of a quarter of a slice, and whoever comes first goes first within a step. To the
+//! nanosecond, a task that waits for messages would run as soon as there is one, if it has run a little less than others;
+//! a turn later there are several.
+//!
 //! Good at: shares. Who sleeps a lot runs soon after it wakes, but can't save up more than one slice. Bad at: telling a
 //! task that somebody waits for from one that nobody does.
 
@@ -20,6 +24,10 @@ const UNIT: u64 = 100;
 /// By how much slower the clock moves than CPUs that run nothing but what is never heard of again. Some time is always lost
 /// between tasks, so at 1 it would outrun fair shares as soon as more than a few tasks want a CPU.
 const UNHEARD: u64 = 4;
+
+/// Steps of a rank in a slice. On 8 CPUs, hackbench with 4 groups takes 0.076 s with 4 steps as with one, like `fifo`, and
+/// 0.082 s to the nanosecond.
+const STEPS: u64 = 4;
 
 /// What is known of a task.
 #[derive(Clone, Copy, Debug, Default)]
@@ -94,7 +102,8 @@ impl Policy for Fair {
         }
         state.vruntime = state.vruntime.max(self.clock - self.slice_ns);
         state.queue = queue + 1;
-        self.queues[queue as usize].push(task, state.vruntime);
+        let step = (self.slice_ns / STEPS).max(1);
+        self.queues[queue as usize].push(task, state.vruntime / step * step);
     }
 
     fn pick(&mut self) -> Option<Pick> {
