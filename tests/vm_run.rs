@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
-use manycore_tests::boot::{Space, finish, finish_child, need_kernel};
+use manycore_tests::boot::{Space, finish, finish_child, guests_at_a_time, need_kernel};
 use rustix::process::{Pid, Signal};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -35,8 +35,8 @@ const CASES: &[(&str, Case)] = &[
 
 fn main() {
     let mut args = Arguments::from_args();
-    // They boot guests, which would slow each other down.
-    args.test_threads = Some(1);
+    // Each has a guest at a time, but for the one that is about two.
+    args.test_threads = Some(guests_at_a_time());
     let trials = CASES
         .iter()
         .map(|(name, case)| {

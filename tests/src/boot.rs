@@ -13,6 +13,10 @@ use tempfile::TempDir;
 
 /// Names an xtask to test instead of building the checkout's. The schedulers are expected beside it.
 const XTASK: &str = "MANYCORE_XTASK";
+/// How many guests run at a time.
+const LANES: &str = "MANYCORE_LANES";
+/// If that isn't set and the host has as many CPUs: with more, each gets so little that cases run into their limits.
+const USUAL_LANES: usize = 2;
 /// The mark that xtask puts on all processes of a guest.
 const MARK: &str = "MANYCORE_VM=";
 
@@ -95,6 +99,20 @@ pub fn need_kernel(name: &str) -> Result<()> {
          `cargo xtask test` (`--full` for all kernels), which does"
     );
     Ok(())
+}
+
+/// How many guests are to run at a time. Ends the process with 2 if `$MANYCORE_LANES` isn't a number from 1 on.
+pub fn guests_at_a_time() -> usize {
+    let Ok(text) = std::env::var(LANES) else {
+        return std::thread::available_parallelism().map_or(1, |cpus| USUAL_LANES.min(cpus.get()));
+    };
+    match text.parse() {
+        Ok(lanes) if lanes > 0 => lanes,
+        _ => {
+            eprintln!("${LANES} is a number of guests, not {text:?}");
+            std::process::exit(2);
+        }
+    }
 }
 
 /// A temporary folder for the xtasks of one test.

@@ -3,15 +3,11 @@
 //! 2 CPUs. Those with far more CPUs than the host, and those where something breaks, run alone.
 
 use crate::booted::{Booted, Told};
+use manycore_tests::boot::guests_at_a_time;
 use manycore_tests::plan::Guest;
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-
-/// How many guests run at a time.
-const LANES: &str = "MANYCORE_LANES";
-/// If that isn't set and the host has as many CPUs: with more, each gets so little that cases run into their limits.
-const USUAL: usize = 2;
 
 /// A guest that is to run, and its cases.
 struct Job {
@@ -61,27 +57,12 @@ impl Lanes {
     /// Lets them run, if they don't already.
     pub fn start(&self) {
         self.started.get_or_init(|| {
-            let lanes = lanes().unwrap_or_else(|why| {
-                eprintln!("{why}");
-                std::process::exit(2);
-            });
+            let lanes = guests_at_a_time();
             for _ in 0..lanes {
                 let shared = Arc::clone(&self.shared);
                 std::thread::spawn(move || shared.run(lanes));
             }
         });
-    }
-}
-
-/// # Errors
-/// It isn't a number from 1 on.
-fn lanes() -> Result<usize, String> {
-    match std::env::var(LANES) {
-        Err(_) => Ok(std::thread::available_parallelism().map_or(1, |cpus| USUAL.min(cpus.get()))),
-        Ok(text) => match text.parse() {
-            Ok(lanes) if lanes > 0 => Ok(lanes),
-            _ => Err(format!("${LANES} is a number of guests, not {text:?}")),
-        },
     }
 }
 
