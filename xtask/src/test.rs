@@ -59,8 +59,9 @@ pub fn run(args: &Args) -> Result<()> {
         kernels.push(SLOW_TICKS_KERNEL.into());
     }
     setup::ensure(&cache, &kernels, args.yes)?;
-    // `cargo test` builds a package's programs for that package's tests only; the guests run those of all.
-    cargo(&["build", "--workspace", "--bins"])?;
+    // `cargo test` builds a package's programs for that package's tests only; the guests run those of all. With the tests,
+    // which it finds built then: all at once keeps the host's CPUs busy.
+    cargo(&["build", "--workspace", "--bins", "--tests"])?;
     // All that is wrong is to be seen at once: the guests take the time, not the rest.
     let mut test = vec!["test", "--workspace", "--no-fail-fast"];
     if args.full || !args.pass.is_empty() {
