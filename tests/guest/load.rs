@@ -287,7 +287,8 @@ impl Load {
                 .map(|(worker, _)| worker)
                 .collect();
             if stuck.is_empty() {
-                return Ok(());
+                // Those rounds may have been where it may not be.
+                return self.check_masks();
             }
             if Instant::now() > deadline {
                 eprintln!("{}", crate::kernel::scheduler_dump());
