@@ -71,6 +71,8 @@ fn ticks(stat: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::process::Command;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     #[test]
     fn times_are_found_whatever_the_name() {
@@ -82,26 +84,38 @@ mod tests {
 
     #[test]
     fn only_threads_beside_the_first_count() {
-        let spin = || {
-            let until = Instant::now() + Duration::from_millis(200);
-            while Instant::now() < until {
-                std::hint::black_box(());
-            }
-        };
         let own = rustix::process::getpid();
-        let before = cpu_time(own).unwrap();
-        // A thread's time is counted while it lives.
-        let (done, wait) = std::sync::mpsc::channel::<()>();
-        let (ready, spun) = std::sync::mpsc::channel();
-        let thread = std::thread::spawn(move || {
-            spin();
-            ready.send(()).unwrap();
-            let _ = wait.recv();
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+            // The time of a thread that ends, such as another test's, is no longer counted.
+            let deadline = Instant::now() + Duration::from_secs(20);
+            let grows = || {
+                let before = cpu_time(own);
+                std::thread::sleep(Duration::from_millis(100));
+                cpu_time(own) > before
+            };
+            let mut grown = false;
+            while !grown && Instant::now() < deadline {
+                grown = grows();
+            }
+            stop.store(true, Ordering::Relaxed);
+            assert!(grown);
         });
-        spun.recv().unwrap();
-        assert!(cpu_time(own).unwrap() > before);
-        drop(done);
-        thread.join().unwrap();
+
+        let mut child = Command::new("sh")
+            .args(["-c", "while :; do :; done"])
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+        let time = cpu_time(Pid::from_child(&child));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(time, Some(0));
         assert_eq!(cpu_time(Pid::from_raw(i32::MAX).unwrap()), None);
     }
 }
