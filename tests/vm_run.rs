@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 use manycore_tests::boot::{Space, finish, finish_child, guests_at_a_time, need_kernel};
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Output, Stdio};
@@ -193,9 +193,8 @@ fn wait_until_up(mut command: Command) -> Result<Child> {
     Ok(child)
 }
 
-fn signal(child: &Child, signal: rustix::process::Signal) -> Result<()> {
-    let pid = rustix::process::Pid::from_child(child);
-    rustix::process::kill_process(pid, signal).context("signalling xtask")
+fn signal(child: &Child, signal: Signal) -> Result<()> {
+    kill_process(Pid::from_child(child), signal).context("signalling xtask")
 }
 
 fn ends_at_an_interrupt(space: &Space) -> Result<()> {
@@ -205,7 +204,7 @@ fn ends_at_an_interrupt(space: &Space) -> Result<()> {
         "a running guest should have a folder, a QEMU and a virtiofsd: {:?}",
         space.leftovers()
     );
-    signal(&child, rustix::process::Signal::INT)?;
+    signal(&child, Signal::INT)?;
     let output = finish_child(child, Duration::from_secs(90))?;
     check_code(&output, 130)?;
     ensure!(
@@ -264,10 +263,9 @@ fn boots_again_if_the_emulator_fails(space: &Space) -> Result<()> {
         .context("starting xtask")?;
     // It takes seconds until the command starts. The first one dies, and the next one's CPUs stand still.
     let killed = emulator(space, None)?;
-    let kill = rustix::process::kill_process;
-    kill(killed, Signal::KILL).context("killing QEMU")?;
+    kill_process(killed, Signal::KILL).context("killing QEMU")?;
     let stopped = emulator(space, Some(killed))?;
-    kill(stopped, Signal::STOP).context("stopping QEMU")?;
+    kill_process(stopped, Signal::STOP).context("stopping QEMU")?;
     let output = finish_child(child, LIMIT)?;
     check_code(&output, 0)?;
     ensure!(output.stdout == b"up\n", "its command's output is lost");

@@ -146,7 +146,7 @@ fn once(cache: &Cache, spec: &Spec, sinks: [Sink; 2]) -> Result<(Outcome, bool, 
         console: String::from_utf8_lossy(&console).into_owned(),
         clock_stats: serde_json::from_str(&stats).ok(),
     };
-    Ok((outcome, has_started(&dir), sinks))
+    Ok((outcome, has_started(&said(&dir)), sinks))
 }
 
 /// Boots the guest with a shell on this terminal, and returns when the user leaves it.
@@ -341,8 +341,13 @@ fn pump(from: Option<impl Read + Send + 'static>, mut to: Sink) -> JoinHandle<Si
     })
 }
 
-fn has_started(dir: &RunDir) -> bool {
-    fs::read_to_string(dir.status()).is_ok_and(|status| status.starts_with("start"))
+/// What the guest has said of its script so far.
+fn said(dir: &RunDir) -> String {
+    fs::read_to_string(dir.status()).unwrap_or_default()
+}
+
+fn has_started(status: &str) -> bool {
+    status.starts_with("start")
 }
 
 fn watch(spec: &Spec, dir: &RunDir, child: &mut Child, began: Instant) -> Result<End> {
@@ -350,9 +355,8 @@ fn watch(spec: &Spec, dir: &RunDir, child: &mut Child, began: Instant) -> Result
     let slowness = if spec.clock == Clock::Real { 1 } else { 3 };
     let boot_limit = Duration::from_secs(slowness * (120 + 4 * spec.topology.cpus() as u64));
     let mut stillness = Stillness::new();
-    let mut booting = true;
     loop {
-        let status = fs::read_to_string(dir.status()).unwrap_or_default();
+        let status = said(dir);
         if let Some(code) = exit_code(&status) {
             return Ok(End::Exited(code));
         }
@@ -362,8 +366,7 @@ fn watch(spec: &Spec, dir: &RunDir, child: &mut Child, began: Instant) -> Result
             .is_some()
         {
             // The last words may have arrived since the status was read.
-            let status = fs::read_to_string(dir.status()).unwrap_or_default();
-            return Ok(exit_code(&status).map_or_else(|| died(dir), End::Exited));
+            return Ok(exit_code(&said(dir)).map_or_else(|| died(dir), End::Exited));
         }
         let elapsed = began.elapsed();
         if let Some(number) = interrupt::received() {
@@ -377,7 +380,7 @@ fn watch(spec: &Spec, dir: &RunDir, child: &mut Child, began: Instant) -> Result
         {
             return Ok(End::Timeout(limit));
         }
-        booting = booting && !has_started(dir);
+        let booting = !has_started(&status);
         if booting && elapsed > boot_limit {
             return Ok(End::NoBoot(boot_limit));
         }
