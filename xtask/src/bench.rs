@@ -33,7 +33,7 @@ use crate::{cmd, host, kernel, qemu, setup, workspace};
 use anyhow::{Context, Result};
 use clap::Subcommand;
 use jobs::Job;
-use order::Request;
+use order::{Entrant, Request};
 use plan::{Purpose, Scheduler};
 use results::Results;
 use schedulers::{Chosen, Selection};
@@ -282,24 +282,23 @@ fn jobs(
     extent: &Extent,
 ) -> Result<Vec<Job<'static>>> {
     let size = size(spec);
-    let request = |schedulers: Vec<Scheduler>, seeds: Vec<u64>, observe| Request {
-        schedulers,
+    let request = |entrants: Vec<Entrant>, observe| Request {
+        rounds: rounds(size, extent.seeds),
+        entrants,
         workloads: workloads.to_vec(),
         setting: Setting {
             cpus: spec.topology.cpus(),
             size,
         },
-        rounds: rounds(size, &seeds),
-        seeds,
         check: no_figures(spec).is_none(),
         observe,
     };
-    let mut jobs: Vec<_> = split(size, extent.seeds)
+    let mut jobs: Vec<_> = share_out(size, extent.seeds, &chosen.main)
         .into_iter()
         .enumerate()
-        .map(|(at, seeds)| Job {
+        .map(|(at, entrants)| Job {
             spec: spec.clone(),
-            request: request(chosen.main.clone(), seeds, extent.observe && at == 0),
+            request: request(entrants, extent.observe && at == 0),
         })
         .collect();
     if let Some(cfs) = &chosen.cfs {
@@ -308,21 +307,37 @@ fn jobs(
                 kernel: kernel::ensure(cache, schedulers::CFS_KERNEL)?,
                 ..spec.clone()
             },
-            request: request(vec![cfs.clone()], (1..=extent.seeds).collect(), false),
+            request: request(vec![entrant(cfs, (1..=extent.seeds).collect())], false),
         });
     }
     Ok(jobs)
 }
 
-/// The seeds of each guest. By the virtual clock it is always two of them, whether they run at the same time or not, so
-/// that figures don't depend on this machine's CPUs.
-fn split(size: Size, seeds: u64) -> Vec<Vec<u64>> {
-    let all = 1..=seeds;
-    if size != Size::Lab || seeds < 2 {
-        return vec![all.collect()];
+/// What each guest runs. By the virtual clock it is always two of them, whether they run at the same time or not, so
+/// that figures don't depend on this machine's CPUs. If the number of seeds is odd, each has the last one of half of the
+/// schedulers, as a bench takes as long as the busier guest.
+fn share_out(size: Size, seeds: u64, schedulers: &[Scheduler]) -> Vec<Vec<Entrant>> {
+    let guests = match size {
+        Size::Lab if seeds >= 2 => 2,
+        _ => 1,
+    };
+    let share = |guest| {
+        let of_scheduler = |(at, scheduler)| {
+            let whole = seeds - seeds % guests;
+            let theirs = (1..=whole).filter(|seed| (seed - 1) % guests == guest);
+            let last = (whole + 1..=seeds).filter(|_| at % guests == guest);
+            entrant(scheduler, theirs.chain(last).collect())
+        };
+        (0..).zip(schedulers).map(of_scheduler).collect()
+    };
+    (0..guests).map(share).collect()
+}
+
+fn entrant(scheduler: &Scheduler, seeds: Vec<u64>) -> Entrant {
+    Entrant {
+        scheduler: scheduler.clone(),
+        seeds,
     }
-    let (odd, even) = all.partition(|seed| seed % 2 == 1);
-    vec![odd, even]
 }
 
 /// How many guests can run at the same time without being in each other's way.
@@ -338,10 +353,10 @@ fn guests_at_once(spec: &Spec) -> usize {
 }
 
 /// In an emulated guest a load takes as long as several runs.
-fn rounds(size: Size, seeds: &[u64]) -> u64 {
+fn rounds(size: Size, seeds: u64) -> u64 {
     match size {
         Size::Taste | Size::Lab => 1,
-        Size::Full => seeds.len() as u64,
+        Size::Full => seeds,
     }
 }
 
@@ -396,10 +411,23 @@ mod tests {
     }
 
     #[test]
-    fn every_seed_is_some_guests() {
-        assert_eq!(split(Size::Lab, 5), [vec![1, 3, 5], vec![2, 4]]);
-        assert_eq!(split(Size::Lab, 1), [[1]]);
-        assert_eq!(split(Size::Full, 3), [[1, 2, 3]]);
+    fn each_scheduler_has_each_seed_in_one_guest_and_guests_have_the_same_to_do() {
+        let schedulers = vec![schedulers::kernels_own(); 4];
+        let shares = |size, seeds| -> Vec<Vec<Vec<u64>>> {
+            let guests = share_out(size, seeds, &schedulers);
+            let of_guest = |guest: Vec<Entrant>| guest.into_iter().map(|e| e.seeds).collect();
+            guests.into_iter().map(of_guest).collect()
+        };
+        assert_eq!(
+            shares(Size::Lab, 5),
+            [
+                [vec![1, 3, 5], vec![1, 3], vec![1, 3, 5], vec![1, 3]],
+                [vec![2, 4], vec![2, 4, 5], vec![2, 4], vec![2, 4, 5]]
+            ]
+        );
+        assert_eq!(shares(Size::Lab, 2), [vec![vec![1]; 4], vec![vec![2]; 4]]);
+        assert_eq!(shares(Size::Lab, 1), [vec![vec![1]; 4]]);
+        assert_eq!(shares(Size::Full, 3), [vec![vec![1, 2, 3]; 4]]);
     }
 
     #[test]

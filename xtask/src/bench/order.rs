@@ -14,14 +14,19 @@ const NO_SEED: u64 = 0;
 /// Where the meter's report is written to in the guest.
 pub const OBSERVED: &str = "/tmp/manycore-observed.json";
 
+/// A scheduler, and the seeds with each of which it runs each workload.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entrant {
+    pub scheduler: Scheduler,
+    pub seeds: Vec<u64>,
+}
+
 /// All that a plan is made of.
 #[derive(Debug)]
 pub struct Request<'a> {
-    pub schedulers: Vec<Scheduler>,
+    pub entrants: Vec<Entrant>,
     pub workloads: Vec<&'a Workload>,
     pub setting: Setting,
-    /// Each workload is run with each of these, under each scheduler.
-    pub seeds: Vec<u64>,
     /// Turns of each scheduler, over which the seeds are spread.
     pub rounds: u64,
     /// Begin with the check of the clock, and end there if it fails.
@@ -33,16 +38,17 @@ pub struct Request<'a> {
 impl Request<'_> {
     pub fn plan(&self) -> Plan {
         let mut turns = vec![self.warm_up()];
-        let count = self.seeds.len() as u64;
-        let first = self.seeds.first().copied().unwrap_or_default();
+        let all = self.entrants.iter().map(|entrant| &entrant.seeds);
+        let count = all.clone().map(Vec::len).max().unwrap_or_default() as u64;
+        let first = all.flatten().next().copied().unwrap_or_default();
         let mut rng = Rng::with_seed(count ^ self.rounds << 32 ^ first << 48);
         let rounds = self.rounds.clamp(1, count.max(1));
         for round in 0..rounds {
-            let mut order: Vec<_> = self.schedulers.iter().collect();
+            let mut order: Vec<_> = self.entrants.iter().collect();
             rng.shuffle(&mut order);
-            for scheduler in order {
+            for Entrant { scheduler, seeds } in order {
                 let mut runs = Vec::new();
-                let seeds = (0..).zip(&self.seeds);
+                let seeds = (0..).zip(seeds);
                 for (_, seed) in seeds.filter(|(at, _)| at % rounds == round) {
                     let mut workloads = self.workloads.clone();
                     rng.shuffle(&mut workloads);
@@ -62,14 +68,15 @@ impl Request<'_> {
             run.id = id;
         }
         Plan {
-            schedulers: self.schedulers.clone(),
+            schedulers: self.entrants.iter().map(|e| e.scheduler.clone()).collect(),
             turns,
         }
     }
 
     /// Each workload once, unmeasured, under the kernel's own scheduler, so that programs are in the guest's memory.
     fn warm_up(&self) -> Turn {
-        let own = self.schedulers.iter().find(|s| s.daemon.is_none());
+        let mut all = self.entrants.iter().map(|entrant| &entrant.scheduler);
+        let own = all.find(|s| s.daemon.is_none());
         let check = self
             .check
             .then(|| self.run(&SELF_CHECK, NO_SEED, Purpose::Check));
@@ -133,13 +140,18 @@ mod tests {
             }),
         }));
         Request {
-            schedulers: list,
+            entrants: list
+                .into_iter()
+                .map(|scheduler| Entrant {
+                    scheduler,
+                    seeds: (1..=seeds).collect(),
+                })
+                .collect(),
             workloads: ALL.iter().collect(),
             setting: Setting {
                 cpus: 8,
                 size: Size::Lab,
             },
-            seeds: (1..=seeds).collect(),
             rounds,
             check: true,
             observe,
