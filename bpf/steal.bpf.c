@@ -307,7 +307,8 @@ void BPF_STRUCT_OPS(steal_enqueue, struct task_struct *p, u64 enq_flags)
 		if (!is_marked_queued(seat))
 			cc->queued_at = now;
 		mark_queued(seat);
-		if (!(enq_flags & SCX_ENQ_WAKEUP))
+		/* Who woke up has looked for an idle CPU, unless select_cpu was left out. */
+		if (!(enq_flags & SCX_ENQ_WAKEUP) || !__COMPAT_is_enq_cpu_selected(enq_flags))
 			kick_idle_for(p, cpu);
 	}
 	press(&cc->run, cpu, vtime, hurry_of(kind, enq_flags & SCX_ENQ_WAKEUP, pinned), now);

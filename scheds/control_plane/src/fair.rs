@@ -82,11 +82,6 @@ macro_rules! configure_fair {
 
         let ops = $skel.struct_ops.$ops();
         ops.exit_dump_len = common.exit_dump_len;
-        // Flags that the running kernel doesn't know are 0.
-        ops.flags = *::scx_utils::compat::SCX_OPS_ENQ_EXITING
-            | *::scx_utils::compat::SCX_OPS_ENQ_MIGRATION_DISABLED;
-        if common.partial {
-            ops.flags |= *::scx_utils::compat::SCX_OPS_SWITCH_PARTIAL;
-        }
+        ops.flags = common.ops_flags();
     }};
 }

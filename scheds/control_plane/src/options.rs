@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use scx_utils::compat;
 use scx_utils::libbpf_clap_opts::LibbpfOpts;
 
 use crate::policy::PolicyOpts;
@@ -75,6 +76,21 @@ pub struct CommonOpts {
 pub(crate) struct Misuse(String);
 
 impl CommonOpts {
+    /// What every scheduler here tells sched_ext of itself; a flag that the running kernel doesn't know is 0.
+    ///
+    /// Queued wakeups (Linux 6.15): a task that was sent to an idle CPU is enqueued by that CPU, and the waker need not
+    /// take the lock of its run queue. `select_cpu` is left out now and then; `enqueue` has to do without.
+    pub fn ops_flags(&self) -> u64 {
+        let flags = *compat::SCX_OPS_ENQ_EXITING
+            | *compat::SCX_OPS_ENQ_MIGRATION_DISABLED
+            | *compat::SCX_OPS_ALLOW_QUEUED_WAKEUP;
+        if self.partial {
+            flags | *compat::SCX_OPS_SWITCH_PARTIAL
+        } else {
+            flags
+        }
+    }
+
     /// Checks what clap can't.
     pub(crate) fn check(&self) -> Result<(), Misuse> {
         match &self.metrics {

@@ -87,14 +87,9 @@ impl Opts {
 
         let ops = skel.struct_ops.rr_ops_mut();
         ops.exit_dump_len = self.common.exit_dump_len;
-        // Flags that the running kernel doesn't know are 0.
-        ops.flags = *compat::SCX_OPS_KEEP_BUILTIN_IDLE
-            | *compat::SCX_OPS_BUILTIN_IDLE_PER_NODE
-            | *compat::SCX_OPS_ENQ_EXITING
-            | *compat::SCX_OPS_ENQ_MIGRATION_DISABLED;
-        if self.common.partial {
-            ops.flags |= *compat::SCX_OPS_SWITCH_PARTIAL;
-        }
+        ops.flags = self.common.ops_flags()
+            | *compat::SCX_OPS_KEEP_BUILTIN_IDLE
+            | *compat::SCX_OPS_BUILTIN_IDLE_PER_NODE;
         Ok(())
     }
 }
