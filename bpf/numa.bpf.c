@@ -172,7 +172,7 @@ void BPF_STRUCT_OPS(numa_enqueue, struct task_struct *p, u64 enq_flags)
 	struct seat *seat = lookup_seat(cpu);
 	struct task_ctx *tc = lookup_task(p);
 	const struct class_entry *ce = class_of(p);
-	u64 vtime, now, slice = class_slice(ce);
+	u64 vtime, now, clock, slice = class_slice(ce);
 	u32 home, kind = class_kind(ce);
 	struct shard *sh, *here;
 	struct queue_ctx *q;
@@ -204,9 +204,16 @@ void BPF_STRUCT_OPS(numa_enqueue, struct task_struct *p, u64 enq_flags)
 	if (!sh || !q)
 		return;
 	now = scx_bpf_now();
-	vtime = fair_join(p, q->clock, clock_of(p, q, home), enq_flags & SCX_ENQ_WAKEUP) -
-		class_head(kind);
-	vtime = fair_marked(vtime, home, FAIR_QUEUED);
+	clock = q->clock;
+	vtime = fair_join(p, clock, clock_of(p, q, home), enq_flags & SCX_ENQ_WAKEUP);
+	/*
+	 * One that slept and owes nothing starts level with the queue. If nobody
+	 * else can serve it, it starts level with who runs here: that one may be
+	 * behind the queue by a slice, and would keep it waiting for as long.
+	 */
+	if (pinned && enq_flags & SCX_ENQ_WAKEUP && vtime == clock && time_before(cc->run.vtime, clock))
+		vtime = cc->run.vtime;
+	vtime = fair_marked(vtime - class_head(kind), home, FAIR_QUEUED);
 	p->scx.dsq_vtime = vtime;
 
 	if (pinned) {
