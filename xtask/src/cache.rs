@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 #[derive(Debug, Clone)]
 pub struct Cache {
@@ -59,14 +60,22 @@ impl Cache {
         Ok(dir)
     }
 
-    /// Waits until no other process holds the lock of that name.
+    /// Waits until no other process holds the lock of that name, and says so if that takes a while: most only look
+    /// whether what they need is there.
     pub fn lock(&self, name: &str) -> Result<Lock> {
+        const WHILE: Duration = Duration::from_secs(2);
         let path = self.dir("locks")?.join(format!("{}.lock", flat_name(name)));
         let file = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
-        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        let started = Instant::now();
+        while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            if started.elapsed() < WHILE {
+                std::thread::sleep(Duration::from_millis(20));
+                continue;
+            }
             eprintln!("waiting for another xtask that works on {name} ...");
             flock(&file, FlockOperation::LockExclusive)
                 .with_context(|| format!("locking {}", path.display()))?;
+            break;
         }
         Ok(Lock { _file: file })
     }
