@@ -68,14 +68,13 @@ impl Cache {
         let file = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
         let started = Instant::now();
         while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-            if started.elapsed() < WHILE {
-                std::thread::sleep(Duration::from_millis(20));
-                continue;
+            if started.elapsed() >= WHILE {
+                eprintln!("waiting for another xtask that works on {name} ...");
+                flock(&file, FlockOperation::LockExclusive)
+                    .with_context(|| format!("locking {}", path.display()))?;
+                break;
             }
-            eprintln!("waiting for another xtask that works on {name} ...");
-            flock(&file, FlockOperation::LockExclusive)
-                .with_context(|| format!("locking {}", path.display()))?;
-            break;
+            std::thread::sleep(Duration::from_millis(20));
         }
         Ok(Lock { _file: file })
     }
