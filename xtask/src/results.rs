@@ -36,6 +36,14 @@ impl Record {
     pub fn was_not_run(&self) -> bool {
         self.message.starts_with("not run: ")
     }
+
+    /// What it is called as a test: `6.12/t8/scx_rr/fair` or `6.12/t8/topology`.
+    pub fn trial(&self) -> String {
+        match &self.scheduler {
+            Some(scheduler) => format!("{}/{scheduler}/{}", self.guest, self.case),
+            None => format!("{}/{}", self.guest, self.case),
+        }
+    }
 }
 
 /// All of a folder, in the order in which they were written to each file.
@@ -95,6 +103,15 @@ fn version_of(dir: &Path, paths: &[&str]) -> Option<String> {
         "-dirty"
     };
     Some(format!("{commit}{dirty}")).filter(|_| !commit.is_empty())
+}
+
+/// Those that failed when they ran last.
+pub fn failed(records: &[Record]) -> Vec<&Record> {
+    let last: BTreeMap<_, _> = records
+        .iter()
+        .map(|record| (record.trial(), record))
+        .collect();
+    last.into_values().filter(|record| !record.ok).collect()
 }
 
 /// A row for each case, a column for each guest; the last run of each counts.
@@ -211,5 +228,10 @@ pub mod tests {
         assert!(table.contains("scx_rr/loads"), "{table}");
         assert_eq!(table.matches("passed").count(), 1, "{table}");
         assert_eq!(table.matches("FAILED").count(), 1, "{table}");
+        let failed: Vec<_> = failed(&records)
+            .iter()
+            .map(|record| record.trial())
+            .collect();
+        assert_eq!(failed, ["debian/t8/scx_rr/loads"]);
     }
 }

@@ -76,15 +76,28 @@ pub fn run(args: &Args) -> Result<()> {
         envs.push(("MANYCORE_LANES", guests.to_string().into()));
     }
     if !args.full {
-        return cargo_with(&test, &envs);
+        let dir = tempfile::tempdir().context("making a folder for results")?;
+        envs.push(("MANYCORE_RESULTS", dir.path().into()));
+        let tested = cargo_with(&test, &envs);
+        say_failed(&results::read(dir.path())?);
+        return tested;
     }
     let (dir, keep) = keeping(&cache, args.fresh)?;
     envs.extend(keep);
     let tested = cargo_with(&test, &envs);
     // Also if nothing at all was run.
-    println!("{}", results::cells(&results::read(&dir)?));
+    let records = results::read(&dir)?;
+    println!("{}", results::cells(&records));
+    say_failed(&records);
     println!("results are in {}", dir.display());
     tested
+}
+
+/// What failed in guests and why, once more at the very end: what was said of it is far above by then.
+fn say_failed(records: &[results::Record]) {
+    for record in results::failed(records) {
+        eprintln!("failed: {}: {}", record.trial(), record.message);
+    }
 }
 
 /// Where results of this version go, and what tells the tests so.

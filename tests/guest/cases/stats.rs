@@ -132,7 +132,7 @@ pub(crate) fn stats(setting: &Setting) -> Result<String> {
     let daemon = Daemon::lent(setting)?;
     let printed_before = whole_lines(&daemon.stdout()).count();
     let mut client = connect()?;
-    let first = Totals::read_by(&mut client)?;
+    let first = check_exact(&mut client).context("before the load")?;
     check_described(name, &first)?;
 
     let monitors = [
@@ -199,17 +199,21 @@ fn check_described(name: &str, totals: &Totals) -> Result<()> {
 /// one task that was lost or counted twice would spoil all of them.
 fn check_exact(client: &mut StatsClient) -> Result<Totals> {
     const TRIES: usize = 50;
-    let mut seen = Vec::new();
+    let mut seen: Vec<Totals> = Vec::new();
     for _ in 0..TRIES {
         std::thread::sleep(Duration::from_millis(50));
         let totals = Totals::read_by(client)?;
         if totals.surplus() == 0 {
             return Ok(totals);
         }
-        seen.push(totals.surplus());
+        seen.push(totals);
     }
-    seen.dedup();
-    anyhow::bail!("on a quiet machine the totals never add up: entered - left - queued is {seen:?}")
+    let surplus: Vec<_> = seen.iter().map(Totals::surplus).collect();
+    anyhow::bail!(
+        "on a quiet machine the totals never add up: entered - left - queued is {surplus:?}; {:?}, at the end {:?}",
+        seen.first(),
+        seen.last()
+    )
 }
 
 /// `--monitor` prints the same figures and ends with Ctrl-C.
