@@ -239,6 +239,21 @@ s32 BPF_STRUCT_OPS(rr_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake_
 }
 
 /*
+ * @p is about to be queued anew, but has neither run nor slept since it was put
+ * into a queue. So the kernel took it out without a word, to move it to another
+ * CPU as its NUMA balancing does; or it was dispatched and handed back, which was
+ * counted then. It begins to wait anew.
+ */
+static void leave_queue(struct task_struct *p, u64 enq_flags)
+{
+	if (!p->scx.dsq_vtime)
+		return;
+	scx_bpf_task_set_dsq_vtime(p, 0);
+	if (!(enq_flags & SCX_ENQ_REENQ))
+		count(RR_DEQUEUED);
+}
+
+/*
  * A task has to wait: it woke up and no CPU is idle, or its slice is used up,
  * or it was moved here.
  */
@@ -247,6 +262,7 @@ void BPF_STRUCT_OPS(rr_enqueue, struct task_struct *p, u64 enq_flags)
 	s32 cpu = task_cpu(p);
 	u32 dom = domain_of(cpu);
 
+	leave_queue(p, enq_flags);
 	/*
 	 * Its mask has just changed and this CPU is no longer in it: the kernel
 	 * will move it to one that is, and enqueue it again there.

@@ -1,5 +1,6 @@
 //! The cases, by what they are about. Each returns what it measured, or an error that says what is wrong.
 
+mod balancing;
 mod checker;
 mod coming_and_going;
 mod daemons;
@@ -51,6 +52,7 @@ pub(crate) fn function(name: &str) -> Option<Function> {
         "no_idle_cpu" => serving::no_idle_cpu,
         "affinity" => serving::affinity,
         "stats" => stats::stats,
+        "numa_balancing" => balancing::numa_balancing,
         "metrics" => metrics::metrics,
         "stats_are_private" => metrics::stats_are_private,
         "topology_file" => topo::topology_file,

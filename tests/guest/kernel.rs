@@ -1,12 +1,32 @@
 //! What the kernel says.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use libbpf_rs::ProgramType;
 use libbpf_rs::query::ProgInfoIter;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
+
+pub(crate) const TRACING: &str = "/sys/kernel/tracing";
+
+/// Where debugfs is, mounted.
+pub(crate) fn debugfs() -> Result<PathBuf> {
+    let dir = Path::new("/sys/kernel/debug");
+    if !dir.join("sched").exists() {
+        let mount = Command::new("mount")
+            .args(["-t", "debugfs", "none"])
+            .arg(dir)
+            .status();
+        ensure!(
+            mount.context("running mount")?.success(),
+            "debugfs can't be mounted"
+        );
+    }
+    Ok(dir.to_path_buf())
+}
 
 /// The kernel's messages from now on.
 #[derive(Debug)]
@@ -158,7 +178,6 @@ fn sched_ext_threads() -> Vec<String> {
 
 /// What SysRq-D makes the kernel and the BPF scheduler tell of queues and tasks. It goes to the trace buffer.
 pub(crate) fn scheduler_dump() -> String {
-    const TRACING: &str = "/sys/kernel/tracing";
     let event = format!("{TRACING}/events/sched_ext/sched_ext_dump/enable");
     if let Err(error) = fs::write(&event, "1").and_then(|()| fs::write("/proc/sysrq-trigger", "D"))
     {

@@ -28,10 +28,15 @@ pub(crate) enum Work {
     Yield,
     /// Starts a process and waits for it.
     Fork,
+    /// Never sleeps and walks through its own memory, a page each time.
+    Touch,
     /// Keeps changing its own mask, and looks where it is each time.
     Wander,
 }
 
+/// What a worker has that touches memory, in bytes, and what it goes on by each time.
+const TOUCHED: usize = 2 << 20;
+const PAGE: usize = 4096;
 /// Room for that many CPUs in a mask.
 const MAX_CPUS: usize = 1024;
 
@@ -167,6 +172,8 @@ fn labour(work: Work, shared: &Shared, started: &Sender<Pid>) {
     if started.send(gettid()).is_err() {
         return;
     }
+    let mut own = vec![1u8; if work == Work::Touch { TOUCHED } else { 0 }];
+    let mut page = 0;
     let mut last = Instant::now();
     let mut random = Random::new(gettid().as_raw_nonzero().get().unsigned_abs().into());
     while !shared.stop.load(Ordering::Relaxed) {
@@ -174,6 +181,10 @@ fn labour(work: Work, shared: &Shared, started: &Sender<Pid>) {
         shared.look();
         match work {
             Work::Spin => {}
+            Work::Touch => {
+                page = (page + PAGE) % own.len().max(1);
+                own[page] = own[page].wrapping_add(1);
+            }
             Work::Sleep => std::thread::sleep(Duration::from_micros(300)),
             Work::Nap => {
                 std::thread::sleep(Duration::from_millis(5000 + random.below(5000) as u64))

@@ -224,6 +224,8 @@ pub const CASES: &[Case] = &[
     scheduler("variants", 600),
     // Only tasks of the SCHED_EXT policy are its own, and they get by without the CPUs that others keep.
     scheduler("partial", 300),
+    // Who is moved by the kernel's NUMA balancing is neither lost nor forgotten in the statistics.
+    scheduler("numa_balancing", 400),
     // OpenMetrics: well formed, counters only grow, and the same as the statistics.
     scheduler("metrics", 400),
     // The sockets are for root and a group only.

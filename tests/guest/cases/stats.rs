@@ -216,6 +216,15 @@ fn check_exact(client: &mut StatsClient) -> Result<Totals> {
     )
 }
 
+/// The same as a new client, in words.
+pub(crate) fn on_quiet_machine() -> Result<String> {
+    let totals = check_exact(&mut connect()?)?;
+    Ok(format!(
+        "{} tasks were queued and all left",
+        totals.entered()
+    ))
+}
+
 /// `--monitor` prints the same figures and ends with Ctrl-C.
 fn check_monitors(monitors: [Daemon; 2], first: &Totals, last: &Totals) -> Result<()> {
     let [mut json, mut table] = monitors;

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 use std::time::Duration;
 
 /// For each task to get a turn.
@@ -51,17 +51,8 @@ pub(crate) fn topo(_: &Setting) -> Result<String> {
 
 /// Root is shown the kernel's scheduling domains, if the kernel is told to.
 fn check_domains(online: u64) -> Result<()> {
-    const DEBUG: &str = "/sys/kernel/debug";
-    if !Path::new(DEBUG).join("sched").exists() {
-        let mount = Command::new("mount")
-            .args(["-t", "debugfs", "none", DEBUG])
-            .status();
-        ensure!(
-            mount.context("running mount")?.success(),
-            "debugfs can't be mounted"
-        );
-    }
-    fs::write(format!("{DEBUG}/sched/verbose"), "Y").context("asking for domains")?;
+    fs::write(crate::kernel::debugfs()?.join("sched/verbose"), "Y")
+        .context("asking for domains")?;
     let topo = json(&run("manycore", &["topo", "--json"], true)?)?;
     let domains = array(&topo, "sched_domains")?;
     // A single CPU has nobody to balance with.

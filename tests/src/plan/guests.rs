@@ -144,8 +144,9 @@ const EVERYTHING: Pick = Pick::AllBut(&[]);
 /// that it sent there waits until that one sleeps, here for ever: seen with scx_steal, once in some ten runs beside
 /// other guests. On 7.3 it was not.
 ///
-/// The variants are each a load or two more of what is loaded all the time here, and `page_cache` is about the emulator.
-const NOT_QUICK: &[&str] = &["partial", "variants", "page_cache"];
+/// The variants are each a load or two more of what is loaded all the time here, `page_cache` is about the emulator, and
+/// while the kernel marks memory for `numa_balancing`, a daemon takes long to start there.
+const NOT_QUICK: &[&str] = &["partial", "variants", "page_cache", "numa_balancing"];
 const TWO_CPUS: Pick = Pick::Only(&["topology", "topo", "loads"]);
 /// On two CPUs it is much as on eight.
 const TWO_CPUS_NOT_QUICK: Pick = Pick::Only(&["unloads_on_sigkill", "fair", "stats"]);
@@ -169,6 +170,7 @@ const MANY_CPUS: Pick = Pick::Only(&["topology", "topo", "loads", "no_idle_cpu"]
 /// What doesn't depend on the kernel, or is much like another case, is left out.
 const SECOND_KERNEL: Pick = Pick::AllBut(&[
     "page_cache",
+    "numa_balancing",
     "help",
     "refuses_bad_use",
     "refuses_a_second",
