@@ -286,6 +286,12 @@ void BPF_STRUCT_OPS(steal_enqueue, struct task_struct *p, u64 enq_flags)
 		count(STEAL_TRANSIT);
 		return;
 	}
+	/* Woken before it could leave its CPU, which has nothing else to do. */
+	if (is_queued_wakeup(enq_flags) && !partial && claim_cpu(seat, false)) {
+		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, class_slice(ce), enq_flags);
+		count(STEAL_WAKE_PREV);
+		return;
+	}
 	now = scx_bpf_now();
 	vtime = fair_join(p, cc->clock, clock_of(p, cc, cpu), enq_flags & SCX_ENQ_WAKEUP) -
 		class_head(kind);
@@ -307,8 +313,8 @@ void BPF_STRUCT_OPS(steal_enqueue, struct task_struct *p, u64 enq_flags)
 		if (!is_marked_queued(seat))
 			cc->queued_at = now;
 		mark_queued(seat);
-		/* Who woke up has looked for an idle CPU, unless select_cpu was left out. */
-		if (!(enq_flags & SCX_ENQ_WAKEUP) || !__COMPAT_is_enq_cpu_selected(enq_flags))
+		/* For one that wakes up, select_cpu has looked for an idle CPU. */
+		if (!(enq_flags & SCX_ENQ_WAKEUP) || is_queued_wakeup(enq_flags))
 			kick_idle_for(p, cpu);
 	}
 	press(&cc->run, cpu, vtime, hurry_of(kind, enq_flags & SCX_ENQ_WAKEUP, pinned), now);
@@ -318,7 +324,7 @@ void BPF_STRUCT_OPS(steal_enqueue, struct task_struct *p, u64 enq_flags)
 
 static __always_inline bool take_own(struct cpu_ctx *cc, s32 cpu, struct seat *seat)
 {
-	if (!scx_bpf_dsq_move_to_local(cpu, 0)) {
+	if (!cc->filled || !scx_bpf_dsq_move_to_local(cpu, 0)) {
 		cc->filled = 0;
 		mark_drained(seat);
 		return false;
@@ -384,7 +390,7 @@ void BPF_STRUCT_OPS(steal_dispatch, s32 cpu, struct task_struct *prev)
 	count(STEAL_WENT_IDLE);
 	pace_idle(&cc->pace);
 	mark_idle(seat);
-	if (work_waits(seat, cpu) && (take_own(cc, cpu, seat) || steal_anywhere(cc, cpu))) {
+	if (work_waits(cc, seat) && (take_own(cc, cpu, seat) || steal_anywhere(cc, cpu))) {
 		mark_busy(seat);
 		count(STEAL_RECHECKS);
 	}

@@ -13,10 +13,17 @@
  * memory is a few bytes by the lowest bits of the waker's pid, per CPU: two wakers
  * may share one, and one that moved starts anew; either costs a wrong guess or two.
  *
+ * Where wakeups can be queued (is_queued_wakeup()), two tasks that wake each other
+ * are faster on two CPUs: neither CPU gets to be idle in between. There the
+ * announcement counts for nothing, unless the user says so.
+ *
  * Include after lib/shards.bpf.h.
  */
 #ifndef __MANYCORE_SYNC_BPF_H
 #define __MANYCORE_SYNC_BPF_H
+
+/* Whether what a waker announces is listened to. */
+const volatile bool sync_stays = true;
 
 #define SYNC_WAKERS	64
 /* Who runs for less than this from start to sleep was right, ns. */
@@ -49,6 +56,8 @@ static __always_inline bool sync_may_stay(struct sync_ctx *sc, const struct task
 {
 	struct task_struct *waker = bpf_get_current_task_btf();
 
+	if (!sync_stays)
+		return false;
 	/* One may: a second would wait for the first. */
 	if (sc->state == SYNC_STAYED)
 		return false;

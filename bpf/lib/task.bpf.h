@@ -24,4 +24,14 @@ static __always_inline bool is_pinned(const struct task_struct *p, u64 enq_flags
 	       (!(enq_flags & SCX_ENQ_REENQ) && is_migration_disabled(p));
 }
 
+/*
+ * With SCX_OPS_ALLOW_QUEUED_WAKEUP, a task that is woken while it is still going to
+ * sleep is enqueued on the CPU that it is about to leave, by that CPU, and nobody
+ * asks select_cpu where it is to go.
+ */
+static __always_inline bool is_queued_wakeup(u64 enq_flags)
+{
+	return enq_flags & SCX_ENQ_WAKEUP && !__COMPAT_is_enq_cpu_selected(enq_flags);
+}
+
 #endif /* __MANYCORE_TASK_BPF_H */

@@ -38,7 +38,7 @@ struct cpu_ctx {
 	u32 node_turn;		/* and in which node */
 	u32 after;		/* with which number to begin, counts up */
 	u32 hint;		/* 1 + the CPU that whoever woke this one points to */
-	u8 filled;		/* its queue may have tasks */
+	u8 filled;		/* its queue may have tasks; written with its runqueue locked, so there 0 is sure */
 	u8 from_own;		/* the next task was the first of its queue */
 	u8 goes_far;		/* it took a task from another node when it compared queues last */
 	struct sync_ctx sync;
@@ -66,8 +66,8 @@ static __always_inline bool first_waiting(s32 cpu, u64 *vtime)
 	return first_vtime(cpu, vtime);
 }
 
-/* Is anything queued in this CPU's shard or node, or in its own queue? */
-static __always_inline bool work_waits(struct seat *seat, s32 cpu)
+/* Is anything queued in the shard or node of this seat, or in the queue of its CPU? */
+static __always_inline bool work_waits(const struct cpu_ctx *cc, struct seat *seat)
 {
 	struct shard_words *w = words_of_shard(seat->shard);
 	struct shard *sh = lookup_shard(seat->shard);
@@ -77,7 +77,21 @@ static __always_inline bool work_waits(struct seat *seat, s32 cpu)
 		return true;
 	if (nw && PEEK(nw->queued) & ~(1ULL << (sh->index & 63)))
 		return true;
-	return scx_bpf_dsq_nr_queued(cpu) > 0;
+	return PEEK(cc->filled);
+}
+
+/* Does anybody wait in the nodes that are searched after @n itself? */
+static __always_inline bool work_waits_far(const struct numa_node *n)
+{
+	struct node_words *nw;
+	u32 i;
+
+	for (i = 0; i < NEAR_NODES && i < n->nr_near; i++) {
+		nw = words_of_node(n->near[i]);
+		if (nw && PEEK(nw->queued))
+			return true;
+	}
+	return false;
 }
 
 /* The same for what other nodes have, too: does a CPU with one task or none have a reason to look around? */
@@ -86,22 +100,9 @@ static __always_inline bool work_elsewhere(s32 cpu)
 	struct seat *seat = lookup_seat(cpu);
 	struct shard *sh = seat ? lookup_shard(seat->shard) : NULL;
 	struct numa_node *n = sh ? lookup_node(sh->node) : NULL;
-	u32 i;
+	struct cpu_ctx *cc = lookup_cpu_ctx(cpu);
 
-	if (!n)
-		return false;
-	if (work_waits(seat, cpu))
-		return true;
-	bpf_for(i, 0, NEAR_NODES) {
-		struct node_words *nw;
-
-		if (i >= n->nr_near)
-			break;
-		nw = words_of_node(n->near[i & (NEAR_NODES - 1)]);
-		if (nw && PEEK(nw->queued))
-			return true;
-	}
-	return false;
+	return n && cc && (work_waits(cc, seat) || work_waits_far(n));
 }
 
 #define PRESS_PREEMPTED		STEAL_PREEMPTIONS

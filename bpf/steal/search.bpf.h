@@ -77,7 +77,7 @@ static __noinline bool steal_in_shard(struct cpu_ctx *cc, u32 id, struct hunt *h
 	struct shard_words *w = words_of_shard(id);
 	u32 k, probe, from = (h->cpu + 1) & 63;
 
-	if (!sh || !w || !cc)
+	if (!sh || !w || !cc || !any_bit(w->queued))
 		return false;
 	bpf_for(k, 0, SHARD_WORDS) {
 		u64 left;
@@ -114,6 +114,8 @@ static __noinline bool steal_in_node(struct cpu_ctx *cc, u32 id, u32 except,
 	if (!n || !nw)
 		return false;
 	left = turned(PEEK(nw->queued), from);
+	if (!left)
+		return false;
 	bpf_for(try, 0, SHARDS_PER_NODE) {
 		struct shard_words *w;
 		u32 index, shard;
@@ -176,7 +178,7 @@ static __noinline bool steal_anywhere(struct cpu_ctx *cc, s32 cpu)
 	if (steal_in_node(cc, sh->node, seat->shard, &h))
 		return true;
 	n = lookup_node(sh->node);
-	if (!n)
+	if (!n || !work_waits_far(n))
 		return false;
 	h.event = STEAL_DISP_REMOTE;
 	bpf_for(i, 0, NEAR_NODES) {

@@ -2,6 +2,30 @@
 //! their BPF objects are told before they are loaded.
 
 use crate::cgroup_shares::ShareOpts;
+use clap::ValueEnum;
+use scx_utils::compat;
+
+/// Where a task wakes up whose waker says that it is about to sleep, as pipes and sockets do.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SyncWakeups {
+    /// As `apart` where the kernel can queue wakeups (Linux 6.15), else as `stay`
+    Auto,
+    /// On the waker's CPU, if that waker was right before
+    Stay,
+    /// On an idle CPU, as others
+    Apart,
+}
+
+impl SyncWakeups {
+    /// Whether tasks stay on the waker's CPU, on the running kernel.
+    pub fn stay(self) -> bool {
+        match self {
+            Self::Auto => *compat::SCX_OPS_ALLOW_QUEUED_WAKEUP == 0,
+            Self::Stay => true,
+            Self::Apart => false,
+        }
+    }
+}
 
 /// The options of such a policy.
 #[derive(clap::Args, Clone, Copy, Debug)]
@@ -19,6 +43,10 @@ pub struct FairOpts {
     /// wakes up never is
     #[arg(long, value_name = "US", default_value_t = 3000, value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
     pub credit_us: u64,
+
+    /// Where a task wakes up whose waker says that it is about to sleep, as pipes and sockets do
+    #[arg(long, value_name = "WHERE", value_enum, default_value_t = SyncWakeups::Auto)]
+    pub sync_wakeups: SyncWakeups,
 
     #[command(flatten)]
     pub shares: ShareOpts,
@@ -49,6 +77,7 @@ macro_rules! configure_fair {
         rodata.slice_ns = fair.slice_us * 1000;
         rodata.preempt_ns = fair.preempt_us * 1000;
         rodata.credit_ns = fair.credit_us * 1000;
+        rodata.sync_stays = fair.sync_wakeups.stay();
         rodata.partial = common.partial;
         rodata.has_shares = fair.shares.enabled();
         rodata.has_classes = common.policy.policy.is_some();
