@@ -203,8 +203,8 @@ void BPF_STRUCT_OPS(numa_enqueue, struct task_struct *p, u64 enq_flags)
 	q = lookup_queue(home);
 	if (!sh || !q)
 		return;
-	/* Woken before it could leave its CPU, which is at home and has nothing else to do. */
-	if (is_queued_wakeup(enq_flags) && !partial && here->node == sh->node && claim_cpu(seat, false)) {
+	/* Its CPU is at home and has nothing else to do: it goes on there. */
+	if (woke_in_place(enq_flags) && !partial && here->node == sh->node && claim_cpu(seat, false)) {
 		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice, enq_flags);
 		count(NUMA_WAKE_PREV);
 		return;

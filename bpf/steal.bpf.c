@@ -286,8 +286,8 @@ void BPF_STRUCT_OPS(steal_enqueue, struct task_struct *p, u64 enq_flags)
 		count(STEAL_TRANSIT);
 		return;
 	}
-	/* Woken before it could leave its CPU, which has nothing else to do. */
-	if (is_queued_wakeup(enq_flags) && !partial && claim_cpu(seat, false)) {
+	/* Its CPU has nothing else to do: it goes on there. */
+	if (woke_in_place(enq_flags) && !partial && claim_cpu(seat, false)) {
 		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, class_slice(ce), enq_flags);
 		count(STEAL_WAKE_PREV);
 		return;
@@ -314,7 +314,7 @@ void BPF_STRUCT_OPS(steal_enqueue, struct task_struct *p, u64 enq_flags)
 			cc->queued_at = now;
 		mark_queued(seat);
 		/* For one that wakes up, select_cpu has looked for an idle CPU. */
-		if (!(enq_flags & SCX_ENQ_WAKEUP) || is_queued_wakeup(enq_flags))
+		if (!(enq_flags & SCX_ENQ_WAKEUP) || woke_in_place(enq_flags))
 			kick_idle_for(p, cpu);
 	}
 	press(&cc->run, cpu, vtime, hurry_of(kind, enq_flags & SCX_ENQ_WAKEUP, pinned), now);

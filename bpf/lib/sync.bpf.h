@@ -13,8 +13,8 @@
  * memory is a few bytes by the lowest bits of the waker's pid, per CPU: two wakers
  * may share one, and one that moved starts anew; either costs a wrong guess or two.
  *
- * Where wakeups can be queued (is_queued_wakeup()), two tasks that wake each other
- * are faster on two CPUs: neither CPU gets to be idle in between. There the
+ * Where the kernel can queue wakeups (woke_in_place()), two tasks that wake each
+ * other are faster on two CPUs: neither CPU gets to be idle in between. There the
  * announcement counts for nothing, unless the user says so.
  *
  * Include after lib/shards.bpf.h.

@@ -25,11 +25,11 @@ static __always_inline bool is_pinned(const struct task_struct *p, u64 enq_flags
 }
 
 /*
- * With SCX_OPS_ALLOW_QUEUED_WAKEUP, a task that is woken while it is still going to
- * sleep is enqueued on the CPU that it is about to leave, by that CPU, and nobody
- * asks select_cpu where it is to go.
+ * A task woke up and select_cpu was not asked where: it may run on one CPU only, or,
+ * with SCX_OPS_ALLOW_QUEUED_WAKEUP, it was still going to sleep when it was woken, and
+ * is enqueued on the CPU that it was about to leave.
  */
-static __always_inline bool is_queued_wakeup(u64 enq_flags)
+static __always_inline bool woke_in_place(u64 enq_flags)
 {
 	return enq_flags & SCX_ENQ_WAKEUP && !__COMPAT_is_enq_cpu_selected(enq_flags);
 }
