@@ -182,7 +182,7 @@ fn labour(work: Work, shared: &Shared, started: &Sender<Pid>) {
         match work {
             Work::Spin => {}
             Work::Touch => {
-                page = (page + PAGE) % own.len().max(1);
+                page = (page + PAGE) % TOUCHED;
                 own[page] = own[page].wrapping_add(1);
             }
             Work::Sleep => std::thread::sleep(Duration::from_micros(300)),

@@ -76,10 +76,14 @@ pub fn run(args: &Args) -> Result<()> {
         envs.push(("MANYCORE_LANES", guests.to_string().into()));
     }
     if !args.full {
-        let dir = tempfile::tempdir().context("making a folder for results")?;
-        envs.push(("MANYCORE_RESULTS", dir.path().into()));
+        let scratch = tempfile::tempdir().context("making a folder for results")?;
+        let dir = named_folder().unwrap_or_else(|| scratch.path().to_path_buf());
+        envs.push(("MANYCORE_RESULTS", dir.clone().into_os_string()));
+        std::fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
         let tested = cargo_with(&test, &envs);
-        say_failed(&results::read(dir.path())?);
+        if tested.is_err() {
+            say_failed(&results::read(&dir)?);
+        }
         return tested;
     }
     let (dir, keep) = keeping(&cache, args.fresh)?;
@@ -100,14 +104,18 @@ fn say_failed(records: &[results::Record]) {
     }
 }
 
+/// Where the user wants results.
+fn named_folder() -> Option<PathBuf> {
+    std::env::var_os("MANYCORE_RESULTS")
+        .filter(|dir| !dir.is_empty())
+        .map(PathBuf::from)
+}
+
 /// Where results of this version go, and what tells the tests so.
 fn keeping(cache: &Cache, fresh: bool) -> Result<(PathBuf, Vec<(&'static str, OsString)>)> {
     let version = results::version();
     let name = version.as_deref().unwrap_or("unknown").to_owned();
-    let dir = match std::env::var_os("MANYCORE_RESULTS").filter(|dir| !dir.is_empty()) {
-        Some(dir) => PathBuf::from(dir),
-        None => cache.path("results").join(&name),
-    };
+    let dir = named_folder().unwrap_or_else(|| cache.path("results").join(&name));
     std::fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
     let mut envs = vec![
         ("MANYCORE_RESULTS", dir.clone().into_os_string()),

@@ -321,17 +321,17 @@ pub(crate) fn stats_are_private(setting: &Setting) -> Result<String> {
     let mut daemon = Daemon::start(setting, &[])?;
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
+        let mut found = format!("no {STATS} appears");
         if Path::new(STATS).exists() {
             let modes = (mode(&dir.display().to_string())?, mode(STATS)?);
-            let text = format!("the modes are {:o} and {:o}", modes.0, modes.1);
+            found = format!("the modes are {:o} and {:o}", modes.0, modes.1);
             // Nothing for others from the first moment; a socket gets the rest a moment after it is made.
-            ensure!((modes.0 | modes.1) & 0o7 == 0, "{text}");
+            ensure!((modes.0 | modes.1) & 0o7 == 0, "{found}");
             if modes == (0o750, 0o660) {
                 break;
             }
-            ensure!(Instant::now() < deadline, "{text}");
         }
-        ensure!(Instant::now() < deadline, "no {STATS} appears");
+        ensure!(Instant::now() < deadline, "{found}");
         std::thread::sleep(Duration::from_millis(50));
     }
     totals()?;
