@@ -31,7 +31,10 @@ const CASES: &[(&str, Case)] = &[
         boots_again_if_the_emulator_fails,
     ),
     ("runs_two_at_once", runs_two_at_once),
+    ("ends_if_its_cpus_stand_still", ends_if_its_cpus_stand_still),
 ];
+/// In the full set only: it waits for more than a minute.
+const FULL: &[&str] = &["ends_if_its_cpus_stand_still"];
 
 fn main() {
     let mut args = Arguments::from_args();
@@ -43,6 +46,7 @@ fn main() {
             Trial::test(format!("vm_run/{name}"), move || {
                 run(*case).map_err(|error| Failed::from(format!("{error:#}")))
             })
+            .with_ignored_flag(FULL.contains(name))
         })
         .collect();
     libtest_mimic::run(&args, trials).exit();
@@ -212,12 +216,7 @@ fn ends_at_an_interrupt(space: &Space) -> Result<()> {
     signal(&child, Signal::INT)?;
     let output = finish_child(child, Duration::from_secs(90))?;
     check_code(&output, 130)?;
-    ensure!(
-        stderr(&output).contains("interrupted"),
-        "it does not say so: {}",
-        stderr(&output)
-    );
-    Ok(())
+    check_console(&output, "interrupted")
 }
 
 fn ends_with_its_parent(space: &Space) -> Result<()> {
@@ -282,6 +281,14 @@ fn boots_again_if_the_emulator_fails(space: &Space) -> Result<()> {
         );
     }
     Ok(())
+}
+
+fn ends_if_its_cpus_stand_still(space: &Space) -> Result<()> {
+    let child = wait_until_up(guest(space, &["--accel", "tcg"], "echo up; sleep 1000")?)?;
+    kill_process(emulator(space, None)?, Signal::STOP).context("stopping QEMU")?;
+    let output = finish_child(child, LIMIT)?;
+    check_code(&output, 124)?;
+    check_console(&output, "the emulated CPUs stood still for 60 s")
 }
 
 /// The QEMU of the guest that is started from here, other than an earlier one.

@@ -218,9 +218,14 @@ fn command_line(command: &[String]) -> String {
     }
 }
 
+const INTERRUPTED: &str = "interrupted, so the guest was ended";
+
 fn interrupted(signal: usize) -> Exit {
-    let code = SIGNAL_BASE + u8::try_from(signal).unwrap_or_default();
-    Exit::with(code, "interrupted; the guest was ended")
+    Exit::with(signal_code(signal), INTERRUPTED)
+}
+
+fn signal_code(signal: usize) -> u8 {
+    SIGNAL_BASE + u8::try_from(signal).unwrap_or_default()
 }
 
 /// Turns how a guest ended into this command's end, with the console's last words if it ended badly.
@@ -228,7 +233,7 @@ pub fn conclude(cache: &Cache, outcome: &Outcome) -> Result<()> {
     let (code, what) = match &outcome.end {
         End::Exited(0) => return Ok(()),
         End::Exited(code) => return Err(Exit::silent(*code).into()),
-        End::Interrupted(signal) => return Err(interrupted(*signal).into()),
+        End::Interrupted(signal) => (signal_code(*signal), INTERRUPTED.to_owned()),
         End::Timeout(limit) => (
             TIMEOUT_CODE,
             format!(
@@ -246,7 +251,7 @@ pub fn conclude(cache: &Cache, outcome: &Outcome) -> Result<()> {
         End::StoodStill(time) => (
             TIMEOUT_CODE,
             format!(
-                "the emulated CPUs stood still for {} s before the command started",
+                "the emulated CPUs stood still for {} s, so the emulator has lost an interrupt: run it again",
                 time.as_secs()
             ),
         ),

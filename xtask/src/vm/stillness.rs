@@ -1,5 +1,5 @@
-//! Sees that an emulated guest stands still: now and then one loses an interrupt while it boots, all its CPUs halt, and
-//! nothing wakes them any more. QEMU goes on all the same, so it is told by the CPU time of its threads.
+//! Sees that an emulated guest stands still: now and then one loses an interrupt, mostly while it boots, all its CPUs halt,
+//! and nothing wakes them any more. QEMU goes on all the same, so it is told by the CPU time of its threads.
 
 use super::processes;
 use rustix::process::Pid;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 /// What a guest that boots uses many times over, even with a small part of a busy host, and one that stands still doesn't,
 /// in ticks of 10 ms.
-const USED_MIN: u64 = 5;
+const USED_MIN: u64 = 2;
 const POLL: Duration = Duration::from_millis(500);
 
 pub struct Stillness {
