@@ -7,18 +7,26 @@ use crate::daemon::{Daemon, State};
 use crate::kernel::Log;
 use anyhow::{Context, Result};
 use manycore_tests::plan;
-use manycore_tests::report::{Event, Outcome};
+use manycore_tests::report::{ALIVE_EVERY, Event, Outcome};
 use rustix::process::{Pid, Signal, kill_process_group};
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 /// For the kernel to take a scheduler out whose daemon is gone.
 const CLEAN_UP: Duration = Duration::from_secs(20);
 
 pub(crate) fn run(topology: &str, cases: &[&str]) -> Result<()> {
+    // A second of a virtual clock says nothing about how long the host waits.
+    if !has_virtual_clock() {
+        std::thread::spawn(|| {
+            while tell(&Event::Alive).is_ok() {
+                std::thread::sleep(ALIVE_EVERY);
+            }
+        });
+    }
     let mut lent = None;
     for (index, case) in cases.iter().enumerate() {
         tell(&Event::Start {
@@ -126,7 +134,6 @@ fn run_process(
     limit: Duration,
     log: &mut Log,
 ) -> Result<Ran> {
-    let started = Instant::now();
     let [found_path, said_path] = ["found", "said"].map(|name| format!("/tmp/case-{name}"));
     let mut command = Command::new(std::env::current_exe().context("finding this program")?);
     command
@@ -140,23 +147,17 @@ fn run_process(
     }
     let mut child = command.spawn().context("starting a case")?;
     let group = Pid::from_child(&child);
-    let ended = loop {
-        if let Some(status) = child.try_wait().context("waiting for a case")? {
-            break Some(status);
-        }
-        if started.elapsed() > limit {
-            break None;
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    };
-    let why_it_hung = match ended {
+    let ended = ended_within(&mut child, limit)?;
+    let mut why_it_hung = match ended {
         Some(_) => String::new(),
         None => crate::kernel::why_it_hangs(log),
     };
     let loaded = State::read().is_ok_and(|state| state.is_loaded());
     // Whatever the case left running.
     let _ = kill_process_group(group, Signal::KILL);
-    let _ = child.wait();
+    if ended_within(&mut child, CLEAN_UP)?.is_none() {
+        why_it_hung += "\n--- it can't even be killed";
+    }
     Ok(Ran {
         ended,
         found: fs::read_to_string(&found_path).unwrap_or_default(),
@@ -164,6 +165,18 @@ fn run_process(
         why_it_hung,
         loaded,
     })
+}
+
+/// How it ended; none if it has not by then.
+fn ended_within(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
+    let started = Instant::now();
+    loop {
+        let ended = child.try_wait().context("waiting for a case")?;
+        if ended.is_some() || started.elapsed() > limit {
+            return Ok(ended);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// Sees to it that the next case finds the machine as it has to be: with the lent daemon at work, or with no scheduler.
@@ -209,8 +222,12 @@ fn may_stall(case: &str) -> bool {
     })
 }
 
+fn has_virtual_clock() -> bool {
+    std::env::var_os(plan::VIRTUAL_CLOCK).is_some()
+}
+
 fn limit_of(case: &str) -> Duration {
-    if std::env::var_os(plan::VIRTUAL_CLOCK).is_some() {
+    if has_virtual_clock() {
         // The host has its own limit.
         return Duration::MAX;
     }

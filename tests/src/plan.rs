@@ -373,6 +373,11 @@ pub fn limit_of(case_name: &str, cpus: usize) -> Duration {
     Duration::from_secs(own * cpus.div_ceil(16).max(1) as u64)
 }
 
+/// Whether a case, `NAME` or `SCHEDULER/NAME`, loads one, or runs where one is loaded.
+pub fn loads_a_scheduler(case_name: &str) -> bool {
+    case(case_name).is_none_or(|case| case.about != About::Machine)
+}
+
 /// The case of that name.
 pub fn case(name: &str) -> Option<&'static Case> {
     CASES.iter().find(|case| case.name == name)
@@ -446,6 +451,12 @@ pub(crate) mod tests {
         assert_eq!(daemon_of("scx_rr/fair"), Daemon::Shared);
         assert_eq!(daemon_of("scx_pilot/fair"), Daemon::Own);
         assert_eq!(daemon_of("topology"), Daemon::Own);
+    }
+
+    #[test]
+    fn a_case_about_the_machine_loads_no_scheduler() {
+        let loads = ["topo", "check_wait", "scx_rr/loads", "no such case"].map(loads_a_scheduler);
+        assert_eq!(loads, [false, true, true, true]);
     }
 
     #[test]

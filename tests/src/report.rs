@@ -1,6 +1,7 @@
 //! What the guest tells the host: one line of JSON per event on its standard output.
 
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
@@ -10,7 +11,11 @@ pub enum Event {
         case: String,
     },
     End(Outcome),
+    /// Nothing else is new, but the guest's programs run. One with the real clock says so every [`ALIVE_EVERY`].
+    Alive,
 }
+
+pub const ALIVE_EVERY: Duration = Duration::from_secs(5);
 
 /// How a case went.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -52,6 +57,7 @@ mod tests {
         });
         assert!(!end.line().contains('\n'));
         assert_eq!(Event::parse(&end.line()), Some(end));
+        assert_eq!(Event::parse(&Event::Alive.line()), Some(Event::Alive));
         assert_eq!(Event::parse("hello"), None);
     }
 }

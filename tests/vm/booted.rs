@@ -47,6 +47,8 @@ const CRASHES_MAX: u32 = 2;
 /// has taken away already, and takes that for a crash (seen on 7.3 while a scheduler was loaded, which changes much
 /// code). A real CPU can't, and no BPF program can set a breakpoint.
 const STALE_BREAKPOINT: &str = "(int3: ";
+/// What xtask says if all CPUs have halted and not even the kernel's timers wake them: no scheduler can do that.
+const STOOD_STILL: &str = "the emulated CPUs stood still";
 
 enum State {
     NotYet,
@@ -134,7 +136,10 @@ impl Booted {
                     Ok(()) => format!("{error:#}"),
                     Err(end) => format!("{error:#}: {end:#}"),
                 };
-                let own_fault = !heard || why.contains(STALE_BREAKPOINT);
+                let own_fault = !heard
+                    || why.contains(STALE_BREAKPOINT)
+                    || why.contains(STOOD_STILL)
+                    || (why.contains(SILENT) && !plan::loads_a_scheduler(case));
                 self.state = if own_fault && self.crashes < CRASHES_MAX {
                     self.crashes += 1;
                     State::NotYet
@@ -158,12 +163,17 @@ impl Booted {
 
 /// How long a case may take, seen from here: a boot may come first, and the guest has its own limit.
 fn limit_of(case: &str, guest: &Guest) -> Duration {
-    boot_limit(guest, CRASHES_MAX) + plan::limit_of(case, guest.cpus()) + Duration::from_secs(60)
+    silence_limit(guest, CRASHES_MAX) + plan::limit_of(case, guest.cpus()) + Duration::from_secs(60)
 }
+
+/// What is said of a guest that says nothing any more.
+const SILENT: &str = "the guest says nothing";
 
 /// How long a guest may say nothing, at the first try and at each of those after. Most that are silent for so long never
 /// come up: on two cores one of 8 CPUs takes 10 s, three times that beside others. Each further try is given twice the time.
-fn boot_limit(guest: &Guest, tries: u32) -> Duration {
+/// Once it is up, it says that it is alive every 5 s, so one that is silent as long as the first boot may take has hung, with
+/// whatever it ran: the kernel itself throws out a scheduler that lets a task wait for 30 s.
+fn silence_limit(guest: &Guest, tries: u32) -> Duration {
     let slowness = if guest.virtual_clock { 3 } else { 1 };
     Duration::from_secs(slowness * (70 + 2 * guest.cpus() as u64)) * 2u32.pow(tries)
 }
@@ -232,14 +242,22 @@ impl Running {
     /// The outcome of a case. An error if the guest ends or says nothing for too long.
     fn wait_for(&mut self, case: &str, guest: &Guest, tries: u32) -> Result<Outcome> {
         let started = Instant::now();
+        let mut heard_at = started;
         loop {
-            let limit = if self.heard {
-                limit_of(case, guest)
-            } else {
-                boot_limit(guest, tries)
+            let silence = match (self.heard, guest.virtual_clock) {
+                (false, _) => silence_limit(guest, tries),
+                (true, false) => silence_limit(guest, 0),
+                // It isn't asked to say that it is alive.
+                (true, true) => limit_of(case, guest),
             };
-            let left = (started + limit).saturating_duration_since(Instant::now());
-            match self.events.recv_timeout(left) {
+            let due = (heard_at + silence).min(started + limit_of(case, guest));
+            let event = self
+                .events
+                .recv_timeout(due.saturating_duration_since(Instant::now()));
+            if event.is_ok() {
+                heard_at = Instant::now();
+            }
+            match event {
                 Ok(Event::End(outcome)) if outcome.case == case => {
                     self.heard = true;
                     return Ok(outcome);
@@ -248,7 +266,12 @@ impl Running {
                 Err(RecvTimeoutError::Disconnected) => bail!("the guest died"),
                 Err(RecvTimeoutError::Timeout) => {
                     self.interrupt();
-                    bail!("no answer from the guest for {} s", limit.as_secs())
+                    let silent = heard_at.elapsed();
+                    ensure!(silent < silence, "{SILENT} for {} s", silent.as_secs());
+                    bail!(
+                        "the case did not end within {} s",
+                        started.elapsed().as_secs()
+                    )
                 }
             }
         }
