@@ -74,21 +74,6 @@ pub(crate) fn metrics(setting: &Setting) -> Result<String> {
         TcpStream::connect(ADDRESS).is_err(),
         "somebody still serves metrics"
     );
-
-    let args = ["--metrics", SOCKET];
-    let daemon = Daemon::start(setting, &args)?;
-    let answer = get(
-        UnixStream::connect(SOCKET).context("connecting")?,
-        "GET /metrics HTTP/1.0",
-    )?;
-    parse(&answer)?;
-    ensure!(
-        mode(SOCKET)? == 0o660,
-        "the mode of {SOCKET} is {:o}",
-        mode(SOCKET)?
-    );
-    daemon.stop()?;
-    ensure!(!Path::new(SOCKET).exists(), "{SOCKET} is left behind");
     Ok(format!("{} families", before.len()))
 }
 
@@ -318,7 +303,7 @@ fn check_described(setting: &Setting, families: &Families) -> Result<()> {
 pub(crate) fn stats_are_private(setting: &Setting) -> Result<String> {
     let dir = Path::new(STATS).parent().context("a path")?;
     let before = fs::exists(dir).context("looking for the directory")?;
-    let mut daemon = Daemon::start(setting, &[])?;
+    let mut daemon = Daemon::start(setting, &["--metrics", SOCKET])?;
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         let mut found = format!("no {STATS} appears");
@@ -337,10 +322,22 @@ pub(crate) fn stats_are_private(setting: &Setting) -> Result<String> {
     totals()?;
     let refused = run("manycore", &["stats", "--json"], false)?;
     check_refusal(&refused, 1, &[STATS, "only root and the group"])?;
+    let metrics = get(
+        UnixStream::connect(SOCKET).context("connecting")?,
+        "GET /metrics HTTP/1.0",
+    )?;
+    parse(&metrics)?;
+    let metrics_mode = mode(SOCKET)?;
+    ensure!(
+        metrics_mode == 0o660,
+        "the mode of {SOCKET} is {metrics_mode:o}"
+    );
     daemon.check_alive()?;
     let status = daemon.signal(Signal::TERM)?;
     ensure!(status.success(), "it ended with {status}");
-    ensure!(!Path::new(STATS).exists(), "{STATS} is left behind");
+    for socket in [STATS, SOCKET] {
+        ensure!(!Path::new(socket).exists(), "{socket} is left behind");
+    }
     ensure!(
         fs::exists(dir).context("looking for the directory")? == before,
         "{} is left behind",

@@ -16,6 +16,8 @@ pub(crate) const ROOT: &str = "/sys/fs/cgroup";
 const SYSCTL: &str = "/proc/sys/kernel/numa_balancing";
 /// Where an apply notes what there was, before it writes anything.
 pub(crate) const JOURNAL: &str = "/run/manycore/policy.journal";
+/// How often an apply is killed: before its first write, and then ever later, up to half of the time that it takes.
+const KILLS: u32 = 7;
 const CGROUPS: &[&str] = &["latency", "tenant", "tenant/db", "batch", "other"];
 
 pub(crate) fn policy(setting: &Setting) -> Result<String> {
@@ -160,14 +162,15 @@ impl World {
         self.check_same(before)
     }
 
-    /// Kills an apply before its first write, which the journal comes before, and then ever later after that.
+    /// Kills an apply before its first write, which the journal comes before, and then ever later after that. How often
+    /// there was something to undo.
     fn check_killed(&self, before: &BTreeMap<PathBuf, Vec<u8>>) -> Result<usize> {
         let started = Instant::now();
         manycore(&["policy", "apply", FILE])?;
         let whole = started.elapsed();
         self.restore(before).context("before any kill")?;
         let mut with_journal = 0;
-        for step in 1..=12 {
+        for step in 1..=KILLS {
             let mut child = Command::new("manycore")
                 .args(["policy", "apply", FILE])
                 .stdin(Stdio::null())
@@ -177,13 +180,13 @@ impl World {
             if step > 1 {
                 wait_for_journal(&mut child)?;
             }
-            std::thread::sleep(whole * (step - 1) / 24);
+            std::thread::sleep(whole * (step - 1) / (2 * KILLS));
             child.kill().context("killing manycore")?;
             child.wait().context("waiting for manycore")?;
             with_journal += usize::from(Path::new(JOURNAL).exists());
             self.restore(before).with_context(|| {
                 format!(
-                    "after kill -9 {step} of 12, an apply taking {} ms",
+                    "after kill -9 {step} of {KILLS}, an apply taking {} ms",
                     whole.as_millis()
                 )
             })?;
