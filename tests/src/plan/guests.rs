@@ -123,6 +123,9 @@ const ONCE: &[&str] = &[
     "metrics",
     "stats_are_private",
     "topology_file",
+    // The kernel sees to it.
+    "partial",
+    "unloads_on_sigkill",
 ];
 
 /// What needs a machine, a clock or a guest of its own; below it says why.
@@ -144,9 +147,15 @@ const EVERYTHING: Pick = Pick::AllBut(&[]);
 /// that it sent there waits until that one sleeps, here for ever: seen with scx_steal, once in some ten runs beside
 /// other guests. On 7.3 it was not.
 ///
-/// The variants are each a load or two more of what is loaded all the time here, `page_cache` is about the emulator, and
-/// while the kernel marks memory for `numa_balancing`, a daemon takes long to start there.
-const NOT_QUICK: &[&str] = &["partial", "variants", "page_cache", "numa_balancing"];
+/// The variants and `topology_file` are each a load or two more of what is loaded all the time here, `page_cache` is about
+/// the emulator, and while the kernel marks memory for `numa_balancing`, a daemon takes long to start there.
+const NOT_QUICK: &[&str] = &[
+    "partial",
+    "variants",
+    "topology_file",
+    "page_cache",
+    "numa_balancing",
+];
 const TWO_CPUS: Pick = Pick::Only(&["topology", "topo", "loads"]);
 /// On two CPUs it is much as on eight.
 const TWO_CPUS_NOT_QUICK: Pick = Pick::Only(&["unloads_on_sigkill", "fair", "stats"]);
