@@ -58,7 +58,7 @@ s32 BPF_STRUCT_OPS(numa_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wak
 	const struct class_entry *ce = class_of(p);
 	struct task_ctx *tc = lookup_task(p);
 	struct queue_ctx *q;
-	struct cpu_ctx *cc;
+	struct cpu_ctx *cc, *waker = NULL;
 	struct seat *seat;
 	struct shard *sh;
 	u64 enq_flags = 0;
@@ -68,10 +68,10 @@ s32 BPF_STRUCT_OPS(numa_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wak
 		return prev_cpu;
 	if (wake_flags & SCX_WAKE_SYNC) {
 		cpu = bpf_get_smp_processor_id();
-		cc = lookup_cpu_ctx(cpu);
+		waker = lookup_cpu_ctx(cpu);
 		seat = lookup_seat(cpu);
 		sh = seat ? lookup_shard(seat->shard) : NULL;
-		if (cc && sh && sh->node == tc->node && sync_may_stay(&cc->sync, p, cpu)) {
+		if (waker && sh && sh->node == tc->node && sync_may_stay(&waker->sync, p, cpu)) {
 			count(NUMA_WAKE_SYNC);
 			goto direct;
 		}
@@ -95,8 +95,11 @@ s32 BPF_STRUCT_OPS(numa_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wak
 	}
 	if (cpu < 0 && wake_flags & SCX_WAKE_FORK)
 		cpu = claim_new_home(p, tc);
-	if (cpu < 0)
+	if (cpu < 0) {
+		if (waker)
+			sync_mark(&waker->sync, p);
 		return prev_cpu;
+	}
 direct:
 	if (partial)
 		return cpu;
@@ -172,13 +175,14 @@ void BPF_STRUCT_OPS(numa_enqueue, struct task_struct *p, u64 enq_flags)
 	struct seat *seat = lookup_seat(cpu);
 	struct task_ctx *tc = lookup_task(p);
 	const struct class_entry *ce = class_of(p);
-	u64 vtime, now, clock, slice = class_slice(ce);
+	u64 vtime, place, now, clock, slice = class_slice(ce);
 	u32 home, kind = class_kind(ce);
 	struct shard *sh, *here;
 	struct queue_ctx *q;
-	bool pinned;
+	bool pinned, stream = enq_flags & SCX_ENQ_WAKEUP && sync_is_stream(p);
 
 	class_leave(p, kind);
+	stream_leave(p);
 	if (!(enq_flags & SCX_ENQ_REENQ))
 		leave_queue(p);
 	here = seat ? lookup_shard(seat->shard) : NULL;
@@ -231,7 +235,8 @@ void BPF_STRUCT_OPS(numa_enqueue, struct task_struct *p, u64 enq_flags)
 			return;
 		}
 	} else {
-		scx_bpf_dsq_insert_vtime(p, home, slice, vtime, enq_flags);
+		place = stream_place(vtime, stream && kind == CLASS_NORMAL, &slice);
+		scx_bpf_dsq_insert_vtime(p, home, slice, place, enq_flags);
 		count(NUMA_ENQ_HOME);
 		if (!is_shard_queued(sh))
 			q->queued_at = now;
@@ -355,6 +360,7 @@ void BPF_STRUCT_OPS(numa_running, struct task_struct *p)
 	if (!cc || !q || !sh)
 		return;
 	class_leave(p, class_kind(ce));
+	stream_leave(p);
 	vtime = fair_join(p, q->clock, clock_of(p, q, seat->shard),
 			  !fair_is_queued(p->scx.dsq_vtime));
 	vtime = fair_marked(vtime, seat->shard, 0);

@@ -191,14 +191,14 @@ static s32 wait_near(const struct task_struct *p __arg_trusted, s32 cpu)
 s32 BPF_STRUCT_OPS(steal_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake_flags)
 {
 	const struct class_entry *ce = class_of(p);
-	struct cpu_ctx *cc;
+	struct cpu_ctx *cc, *waker = NULL;
 	u64 enq_flags = 0;
 	s32 cpu;
 
 	if (wake_flags & SCX_WAKE_SYNC) {
 		cpu = bpf_get_smp_processor_id();
-		cc = lookup_cpu_ctx(cpu);
-		if (cc && sync_may_stay(&cc->sync, p, cpu)) {
+		waker = lookup_cpu_ctx(cpu);
+		if (waker && sync_may_stay(&waker->sync, p, cpu)) {
 			count(STEAL_WAKE_SYNC);
 			goto direct;
 		}
@@ -220,8 +220,11 @@ s32 BPF_STRUCT_OPS(steal_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wa
 	}
 	if (cpu < 0)
 		cpu = claim_far(p, prev_cpu);
-	if (cpu < 0)
+	if (cpu < 0) {
+		if (waker)
+			sync_mark(&waker->sync, p);
 		return wait_near(p, prev_cpu);
+	}
 direct:
 	if (partial)
 		return cpu;
@@ -264,10 +267,11 @@ void BPF_STRUCT_OPS(steal_enqueue, struct task_struct *p, u64 enq_flags)
 	struct seat *seat = lookup_seat(cpu);
 	const struct class_entry *ce = class_of(p);
 	u32 kind = class_kind(ce);
-	u64 vtime, now;
-	bool pinned;
+	u64 vtime, place, now, slice = class_slice(ce);
+	bool pinned, stream = enq_flags & SCX_ENQ_WAKEUP && sync_is_stream(p);
 
 	class_leave(p, kind);
+	stream_leave(p);
 	/*
 	 * Its mask has just changed and this CPU is no longer in it: the kernel
 	 * will move it to one that is, and enqueue it again there.
@@ -288,7 +292,7 @@ void BPF_STRUCT_OPS(steal_enqueue, struct task_struct *p, u64 enq_flags)
 	}
 	/* Its CPU has nothing else to do: it goes on there. */
 	if (woke_in_place(enq_flags) && !partial && claim_cpu(seat, false)) {
-		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, class_slice(ce), enq_flags);
+		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice, enq_flags);
 		count(STEAL_WAKE_PREV);
 		return;
 	}
@@ -297,10 +301,13 @@ void BPF_STRUCT_OPS(steal_enqueue, struct task_struct *p, u64 enq_flags)
 		class_head(kind);
 	vtime = fair_marked(vtime, cpu, FAIR_QUEUED);
 	p->scx.dsq_vtime = vtime;
-	scx_bpf_dsq_insert_vtime(p, cpu, class_slice(ce), vtime, enq_flags);
+	pinned = is_pinned(p, enq_flags);
+	/* Alone in the queue it would only come later. */
+	stream = stream && cc->filled && !pinned && kind == CLASS_NORMAL;
+	place = stream_place(vtime, stream, &slice);
+	scx_bpf_dsq_insert_vtime(p, cpu, slice, place, enq_flags);
 	cc->filled = 1;
 
-	pinned = is_pinned(p, enq_flags);
 	if (pinned) {
 		count(STEAL_ENQ_PINNED);
 		if (claim_cpu(seat, false)) {
@@ -413,6 +420,7 @@ void BPF_STRUCT_OPS(steal_running, struct task_struct *p)
 		return;
 	pace_note(&cc->pace, cc->clock, p->se.exec_start);
 	class_leave(p, class_kind(ce));
+	stream_leave(p);
 	vtime = p->scx.dsq_vtime;
 	from = cc->clock;
 	if (fair_frame(vtime) != cpu) {

@@ -14,15 +14,21 @@
  * may share one, and one that moved starts anew; either costs a wrong guess or two.
  *
  * Where the kernel can queue wakeups (woke_in_place()), two tasks that wake each
- * other are faster on two CPUs: neither CPU gets to be idle in between. There the
- * announcement counts for nothing, unless the user says so.
+ * other are faster on two CPUs: neither CPU gets to be idle in between. There no
+ * task stays for an announcement, unless the user says so.
  *
- * Include after lib/shards.bpf.h.
+ * A waker that was wrong sends on, and the later its receiver comes, the more it
+ * finds at once. If no CPU is idle, a policy may let such a receiver wait a bit
+ * behind its place, STREAM_BACK_NS of virtual runtime, which is taken back when it
+ * starts to run. That it is one is noted in p->scx.slice: by select_cpu, since only
+ * that one sees the waker, and in the queue by an odd slice.
+ *
+ * Include after lib/shards.bpf.h and lib/fair.bpf.h.
  */
 #ifndef __MANYCORE_SYNC_BPF_H
 #define __MANYCORE_SYNC_BPF_H
 
-/* Whether what a waker announces is listened to. */
+/* Whether a task may stay with a waker that announces to sleep. */
 const volatile bool sync_stays = true;
 
 #define SYNC_WAKERS	64
@@ -31,6 +37,11 @@ const volatile bool sync_stays = true;
 #define SYNC_WRONG	4
 #define SYNC_TRUSTED	2	/* believed from this on */
 #define SYNC_MOST	8
+#define SYNC_CAUGHT	(-1)	/* it was wrong last; 0: nothing is known of it */
+
+#define STREAM_BACK_NS	(1ULL << 18)	/* 262 us; a power of two, to leave FAIR_MARKS alone */
+#define STREAM_WOKEN	1	/* a slice, ns: next to nobody has just that left */
+#define STREAM_QUEUED	1	/* a bit: slices are whole microseconds */
 
 enum sync_state {
 	SYNC_NONE,		/* the running task made no announcement */
@@ -41,7 +52,7 @@ enum sync_state {
 /* A part of what a CPU keeps for itself. */
 struct sync_ctx {
 	u32 state;
-	u8 trust[SYNC_WAKERS];
+	s8 trust[SYNC_WAKERS];
 };
 
 /* A task starts to run on the CPU of @sc. */
@@ -56,12 +67,12 @@ static __always_inline bool sync_may_stay(struct sync_ctx *sc, const struct task
 {
 	struct task_struct *waker = bpf_get_current_task_btf();
 
-	if (!sync_stays)
-		return false;
 	/* One may: a second would wait for the first. */
 	if (sc->state == SYNC_STAYED)
 		return false;
 	sc->state = SYNC_SEEN;
+	if (!sync_stays)
+		return false;
 	if (sc->trust[waker->pid & (SYNC_WAKERS - 1)] < SYNC_TRUSTED ||
 	    waker->flags & PF_EXITING ||
 	    !(runs_anywhere(p) || bpf_cpumask_test_cpu(this_cpu, p->cpus_ptr)))
@@ -74,7 +85,7 @@ static __always_inline bool sync_may_stay(struct sync_ctx *sc, const struct task
 static __always_inline void sync_stop(struct sync_ctx *sc, const struct task_struct *p,
 				      bool sleeps, u64 used)
 {
-	u8 *trust = &sc->trust[p->pid & (SYNC_WAKERS - 1)];
+	s8 *trust = &sc->trust[p->pid & (SYNC_WAKERS - 1)];
 
 	if (sc->state == SYNC_NONE)
 		return;
@@ -82,8 +93,37 @@ static __always_inline void sync_stop(struct sync_ctx *sc, const struct task_str
 		if (*trust < SYNC_MOST)
 			++*trust;
 	} else {
-		*trust = *trust > SYNC_WRONG ? *trust - SYNC_WRONG : 0;
+		*trust = *trust > SYNC_WRONG ? *trust - SYNC_WRONG : SYNC_CAUGHT;
 	}
+}
+
+/* The running task wakes @p with SCX_WAKE_SYNC, and no CPU is idle: mark @p if that one sends on and on. */
+static __always_inline void sync_mark(const struct sync_ctx *sc, struct task_struct *p)
+{
+	if (sc->trust[bpf_get_current_task_btf()->pid & (SYNC_WAKERS - 1)] == SYNC_CAUGHT)
+		p->scx.slice = STREAM_WOKEN;	/* scx_bpf_task_set_slice() wants the run queue locked */
+}
+
+/* Was @p, which wakes up and has no new slice yet, marked so? */
+static __always_inline bool sync_is_stream(const struct task_struct *p)
+{
+	return p->scx.slice == STREAM_WOKEN;
+}
+
+/* Where in a queue a task of virtual runtime @vtime waits, with @slice, if it is a @stream's receiver. */
+static __always_inline u64 stream_place(u64 vtime, bool stream, u64 *slice)
+{
+	if (!stream)
+		return vtime;
+	*slice |= STREAM_QUEUED;
+	return vtime + STREAM_BACK_NS;
+}
+
+/* @p leaves its queue, or has left it: back to its own virtual runtime. */
+static __always_inline void stream_leave(struct task_struct *p)
+{
+	if (fair_is_queued(p->scx.dsq_vtime) && p->scx.slice & STREAM_QUEUED)
+		p->scx.dsq_vtime -= STREAM_BACK_NS;
 }
 
 #endif /* __MANYCORE_SYNC_BPF_H */
