@@ -23,6 +23,9 @@
  * starts to run. That it is one is noted in p->scx.slice: by select_cpu, since only
  * that one sees the waker, and in the queue by an odd slice.
  *
+ * Limits: a wakeup by an interrupt, as of who waits for a packet, counts as one by
+ * the task that was interrupted.
+ *
  * Include after lib/shards.bpf.h and lib/fair.bpf.h.
  */
 #ifndef __MANYCORE_SYNC_BPF_H
