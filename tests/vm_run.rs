@@ -38,8 +38,8 @@ const FULL: &[&str] = &["ends_if_its_cpus_stand_still"];
 
 fn main() {
     let mut args = Arguments::from_args();
-    // Each has a guest at a time, but for the one that is about two. One more than else: they mostly wait.
-    args.test_threads = Some(guests_at_a_time() + 1);
+    // Each has a guest at a time, but for the one that is about two.
+    args.test_threads = Some(guests_at_a_time());
     let trials = CASES
         .iter()
         .map(|(name, case)| {
