@@ -58,6 +58,12 @@ struct sync_ctx {
 	s8 trust[SYNC_WAKERS];
 };
 
+/* What the CPU of @sc remembers of this waker, up to SYNC_MOST. */
+static __always_inline s8 *sync_trust(struct sync_ctx *sc, const struct task_struct *waker)
+{
+	return &sc->trust[waker->pid & (SYNC_WAKERS - 1)];
+}
+
 /* A task starts to run on the CPU of @sc. */
 static __always_inline void sync_start(struct sync_ctx *sc)
 {
@@ -76,7 +82,7 @@ static __always_inline bool sync_may_stay(struct sync_ctx *sc, const struct task
 	sc->state = SYNC_SEEN;
 	if (!sync_stays)
 		return false;
-	if (sc->trust[waker->pid & (SYNC_WAKERS - 1)] < SYNC_TRUSTED ||
+	if (*sync_trust(sc, waker) < SYNC_TRUSTED ||
 	    waker->flags & PF_EXITING ||
 	    !(runs_anywhere(p) || bpf_cpumask_test_cpu(this_cpu, p->cpus_ptr)))
 		return false;
@@ -88,7 +94,7 @@ static __always_inline bool sync_may_stay(struct sync_ctx *sc, const struct task
 static __always_inline void sync_stop(struct sync_ctx *sc, const struct task_struct *p,
 				      bool sleeps, u64 used)
 {
-	s8 *trust = &sc->trust[p->pid & (SYNC_WAKERS - 1)];
+	s8 *trust = sync_trust(sc, p);
 
 	if (sc->state == SYNC_NONE)
 		return;
@@ -101,9 +107,9 @@ static __always_inline void sync_stop(struct sync_ctx *sc, const struct task_str
 }
 
 /* The running task wakes @p with SCX_WAKE_SYNC, and no CPU is idle: mark @p if that one sends on and on. */
-static __always_inline void sync_mark(const struct sync_ctx *sc, struct task_struct *p)
+static __always_inline void sync_mark(struct sync_ctx *sc, struct task_struct *p)
 {
-	if (sc->trust[bpf_get_current_task_btf()->pid & (SYNC_WAKERS - 1)] == SYNC_CAUGHT)
+	if (*sync_trust(sc, bpf_get_current_task_btf()) == SYNC_CAUGHT)
 		p->scx.slice = STREAM_WOKEN;	/* scx_bpf_task_set_slice() wants the run queue locked */
 }
 
