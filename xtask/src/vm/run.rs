@@ -297,10 +297,7 @@ fn qemu_options(spec: &Spec, dir: &RunDir) -> Vec<String> {
     };
     let cpu = match spec.accel {
         Accel::Kvm => "host",
-        // A model that shows the guest the cache topology below; TCG lacks some of its features and says so at length.
-        // GCC's function clones go by the model's number, not by features: those for the real one's would be taken and
-        // die of AVX-512. 60 is Haswell, all of whose features TCG has.
-        Accel::Tcg => "SapphireRapids,check=off,model=60",
+        Accel::Tcg => EMULATED_CPU,
     };
     add(&["-cpu", cpu]);
     if spec.accel == Accel::Tcg {
@@ -324,6 +321,15 @@ fn qemu_options(spec: &Spec, dir: &RunDir) -> Vec<String> {
     }
     options
 }
+
+/// A model that shows the guest its topology of caches; TCG lacks some of its features and says so at length.
+///
+/// GCC's function clones go by the model's number, not by features: those for the real one's would be taken and die of
+/// AVX-512. 60 is Haswell, all of whose features TCG has.
+///
+/// It has no fast string instructions: TCG executes REP MOVSB and REP STOSB a byte at a time, by the virtual clock a
+/// nanosecond for each. The kernel, and the C library, would zero and copy pages by them; without, 8 bytes and more at a time.
+const EMULATED_CPU: &str = "SapphireRapids,check=off,model=60,-erms,-fsrm,-fsrs,-fzrm";
 
 /// Above this many vCPUs, one thread that emulates them all in turn boots faster than one thread each on few cores.
 const MULTI_THREAD_MAX: usize = 16;
