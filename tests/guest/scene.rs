@@ -4,7 +4,7 @@
 use crate::Setting;
 use crate::cases::stats::Totals;
 use crate::checker::Checker;
-use crate::cpus::{Cpus, online, read};
+use crate::cpus::{Cpus, MANY, online, read};
 use crate::daemon::{Daemon, State, start_limit};
 use crate::load::{Load, Random, Work};
 use anyhow::{Context, Result, ensure};
@@ -33,9 +33,16 @@ impl Scene {
         // Before the load: see its documentation.
         let checker = Checker::start(setting.scheduler()?.bounds)?;
         let daemon = Daemon::start(setting, &[])?;
-        let mut load = Load::start(cpus.len(), Work::Spin)?;
-        load.add(Load::start(cpus.len(), Work::Sleep)?);
-        load.add(Load::start(cpus.len().div_ceil(2), Work::Yield)?);
+        // As much as the CPUs can do, and where they take turns on the host's few, half of it: a part of them idles, and
+        // the rest gets on twice as fast.
+        let much = if cpus.len() > MANY {
+            cpus.len() / 2
+        } else {
+            cpus.len()
+        };
+        let mut load = Load::start(much, Work::Spin)?;
+        load.add(Load::start(much, Work::Sleep)?);
+        load.add(Load::start(much.div_ceil(2), Work::Yield)?);
         load.add(Load::start(2, Work::Fork)?);
         load.check_progress(TURN)?;
         let totals = Totals::read()?;

@@ -454,6 +454,35 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn guests_run_beside_those_that_leave_them_a_core() {
+        let find = |name: &str, cases: fn(&Pick) -> bool| {
+            let mut all = GUESTS.iter();
+            all.find(|guest| guest.name() == name && cases(&guest.cases))
+                .unwrap()
+        };
+        let any = |_: &Pick| true;
+        let faults = |cases: &Pick| matches!(cases, Pick::Faults);
+        let small = find("6.12/t8", any);
+        let small_faults = find("6.12/t8", faults);
+        let with_virtual_clock = find("6.12/t8-virtual", any);
+        let large = find("6.12/t64", any);
+        let large_faults = find("debian/t32", faults);
+        for (one, other, may) in [
+            (small, small, true),
+            (small, with_virtual_clock, true),
+            (small, small_faults, false),
+            (small, large, false),
+            (small_faults, with_virtual_clock, false),
+            (large, large_faults, true),
+            (large, with_virtual_clock, true),
+        ] {
+            let names = (one.name(), other.name());
+            assert_eq!(one.may_run_beside(other), may, "{names:?}");
+            assert_eq!(other.may_run_beside(one), may, "{names:?}");
+        }
+    }
+
+    #[test]
     fn a_case_about_the_machine_loads_no_scheduler() {
         let loads = ["topo", "check_wait", "scx_rr/loads", "no such case"].map(loads_a_scheduler);
         assert_eq!(loads, [false, true, true, true]);

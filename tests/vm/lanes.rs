@@ -1,6 +1,6 @@
 //! Guests run in the background, two at a time where the host has two CPUs, or as many as `$MANYCORE_LANES` says. A case
 //! mostly waits for a daemon that is loaded on one CPU of its guest, so two at a time take three quarters of the time on
-//! 2 CPUs. Those with far more CPUs than the host, and those where something breaks, run alone.
+//! 2 CPUs. Which ones may be beside each other, `Guest::may_run_beside` says.
 
 use crate::booted::{Booted, Told};
 use manycore_tests::boot::guests_at_a_time;
@@ -32,8 +32,7 @@ struct Shared {
 #[derive(Default)]
 struct State {
     waiting: VecDeque<Job>,
-    /// How many lanes are taken.
-    taken: usize,
+    running: Vec<&'static Guest>,
 }
 
 /// Where the results of a guest's cases arrive.
@@ -73,7 +72,7 @@ impl Shared {
 
     /// Runs one guest after the other, as long as any waits.
     fn run(&self, lanes: usize) {
-        while let Some((job, _taken)) = self.take(lanes) {
+        while let Some((job, _running)) = self.take(lanes) {
             let mut booted = Booted::new(job.guest, job.cases.clone());
             for case in job.cases {
                 let told = booted.told(&case);
@@ -83,20 +82,17 @@ impl Shared {
         }
     }
 
-    /// The first that waits, once the lanes are free that it takes.
-    fn take(&self, lanes: usize) -> Option<(Job, Taken<'_>)> {
+    /// The first that waits, once there is a lane for it and nothing that it may not run beside.
+    fn take(&self, lanes: usize) -> Option<(Job, Running<'_>)> {
         let mut state = self.lock();
         loop {
-            let width = if state.waiting.front()?.guest.runs_alone() {
-                lanes
-            } else {
-                1
-            };
-            if state.taken + width <= lanes {
+            let guest = state.waiting.front()?.guest;
+            let mut others = state.running.iter();
+            if state.running.len() < lanes && others.all(|other| guest.may_run_beside(other)) {
                 let job = state.waiting.pop_front()?;
-                state.taken += width;
+                state.running.push(guest);
                 let shared = self;
-                return Some((job, Taken { shared, width }));
+                return Some((job, Running { shared, guest }));
             }
             state = self
                 .changed
@@ -106,15 +102,23 @@ impl Shared {
     }
 }
 
-/// Lanes that are taken, however that ends.
-struct Taken<'a> {
+/// A guest that runs, however that ends.
+struct Running<'a> {
     shared: &'a Shared,
-    width: usize,
+    guest: &'static Guest,
 }
 
-impl Drop for Taken<'_> {
+impl Drop for Running<'_> {
     fn drop(&mut self) {
-        self.shared.lock().taken -= self.width;
+        let mut state = self.shared.lock();
+        let at = state
+            .running
+            .iter()
+            .position(|other| std::ptr::eq(*other, self.guest));
+        if let Some(at) = at {
+            state.running.swap_remove(at);
+        }
+        drop(state);
         self.shared.changed.notify_all();
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::Setting;
 use crate::cgroup::{Cgroup, Controllers};
-use crate::cpus::{Cpus, mask, set_online};
+use crate::cpus::{Cpus, MANY, mask, set_online};
 use crate::load::{Load, RealTime, Work, set_policy};
 use crate::procs::{Procs, beside};
 use crate::scene::{Scene, TURN};
@@ -155,9 +155,11 @@ impl Drop for Offline {
 /// One to three CPUs go and come back, in no order.
 fn hotplug_for(scene: &mut Scene, time: Duration) -> Result<String> {
     let cpus = removable(scene)?;
+    // One alone may take half a minute where there are many.
+    let least = if cpus.len() > MANY { 4 } else { 10 };
     let deadline = Instant::now() + time;
     let mut times = 0;
-    while Instant::now() < deadline || times < 10 {
+    while Instant::now() < deadline || times < least {
         let count = 1 + scene.random.below(3.min(cpus.len()));
         let gone: Cpus = (0..count)
             .map(|_| cpus[scene.random.below(cpus.len())])
@@ -174,8 +176,7 @@ fn hotplug_for(scene: &mut Scene, time: Duration) -> Result<String> {
 /// All but one CPU go, and come back.
 fn one_cpu_for(scene: &mut Scene, time: Duration) -> Result<String> {
     let cpus = removable(scene)?;
-    // A round takes minutes where many CPUs take turns on the host's few.
-    let least = if cpus.len() > 16 { 1 } else { 3 };
+    let least = if cpus.len() > MANY { 1 } else { 3 };
     let deadline = Instant::now() + time;
     let mut rounds = 0;
     while Instant::now() < deadline || rounds < least {
