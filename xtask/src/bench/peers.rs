@@ -14,6 +14,7 @@ pub struct Peer {
     pub name: &'static str,
     version: &'static str,
     ops: &'static str,
+    args: &'static [&'static str],
 }
 
 const fn peer(name: &'static str, version: &'static str) -> Peer {
@@ -21,6 +22,7 @@ const fn peer(name: &'static str, version: &'static str) -> Peer {
         name,
         version,
         ops: name,
+        args: &[],
     }
 }
 
@@ -32,7 +34,11 @@ pub const PEERS: &[Peer] = &[
     peer("flash", "1.1.4"),
     peer("beerland", "1.1.4"),
     peer("lavd", "1.1.4"),
-    peer("layered", "1.1.4"),
+    Peer {
+        // It has no defaults: without a specification of layers, there is only its own example.
+        args: &["--run-example"],
+        ..peer("layered", "1.1.4")
+    },
     peer("rustland", "1.1.4"),
 ];
 
@@ -60,11 +66,13 @@ impl Peer {
         if !self.program(cache).is_file() {
             self.build(cache)?;
         }
+        let program = self.program(cache).to_string_lossy().into_owned();
+        let args = self.args.iter().map(|arg| (*arg).to_owned());
         Ok(Scheduler {
             name: self.name.into(),
             title: self.title(),
             daemon: Some(Daemon {
-                command: vec![self.program(cache).to_string_lossy().into_owned()],
+                command: [program].into_iter().chain(args).collect(),
                 ops: self.ops.into(),
             }),
         })
