@@ -22,8 +22,8 @@ pub(crate) enum Work {
     Spin,
     /// Works for a moment and sleeps for a moment.
     Sleep,
-    /// The same, but sleeps for five to ten seconds.
-    Nap,
+    /// The same, but sleeps for so many seconds to twice as many.
+    Nap(u16),
     /// Offers its CPU after each moment of work.
     Yield,
     /// Starts a process and waits for it.
@@ -186,8 +186,9 @@ fn labour(work: Work, shared: &Shared, started: &Sender<Pid>) {
                 own[page] = own[page].wrapping_add(1);
             }
             Work::Sleep => std::thread::sleep(Duration::from_micros(300)),
-            Work::Nap => {
-                std::thread::sleep(Duration::from_millis(5000 + random.below(5000) as u64))
+            Work::Nap(seconds) => {
+                let least = Duration::from_secs(seconds.into());
+                std::thread::sleep(least.mul_f64(1.0 + random.below(1000) as f64 / 1000.0));
             }
             Work::Yield => std::thread::yield_now(),
             Work::Fork => {
@@ -211,6 +212,9 @@ fn spin() {
     for i in 0..2000 {
         black_box(i);
     }
+    // PAUSE, at which the emulator of a guest with many CPUs turns to the next of them; else only after a tenth of a
+    // second, so that an interrupt to all of 32 busy ones takes three seconds.
+    std::hint::spin_loop();
 }
 
 fn wander(shared: &Shared, random: &mut Random) {
