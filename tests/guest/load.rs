@@ -22,8 +22,8 @@ pub(crate) enum Work {
     Spin,
     /// Works for a moment and sleeps for a moment.
     Sleep,
-    /// The same, but sleeps for so many seconds to twice as many.
-    Nap(u16),
+    /// The same, but sleeps for five to ten seconds.
+    Nap,
     /// Offers its CPU after each moment of work.
     Yield,
     /// Starts a process and waits for it.
@@ -186,9 +186,8 @@ fn labour(work: Work, shared: &Shared, started: &Sender<Pid>) {
                 own[page] = own[page].wrapping_add(1);
             }
             Work::Sleep => std::thread::sleep(Duration::from_micros(300)),
-            Work::Nap(seconds) => {
-                let least = Duration::from_secs(seconds.into());
-                std::thread::sleep(least.mul_f64(1.0 + random.below(1000) as f64 / 1000.0));
+            Work::Nap => {
+                std::thread::sleep(Duration::from_millis(5000 + random.below(5000) as u64))
             }
             Work::Yield => std::thread::yield_now(),
             Work::Fork => {

@@ -2,7 +2,7 @@
 
 use crate::Setting;
 use crate::cgroup::{Cgroup, Controllers};
-use crate::cpus::{Cpus, MANY, mask, online, set_online};
+use crate::cpus::{Cpus, MANY, mask, set_online};
 use crate::load::{Load, RealTime, Work, set_policy};
 use crate::procs::{Procs, beside};
 use crate::scene::{Scene, TURN};
@@ -90,12 +90,10 @@ pub(crate) fn threads(setting: &Setting) -> Result<String> {
     const THREADS: usize = 10_000;
     // Each waits for a turn of the thread that it starts.
     const STARTERS: usize = 20;
-    // Where many CPUs take turns on the host's few, it can't wake 1300 threads a second: all else would wait for half a minute.
-    let nap = Work::Nap(if online()?.len() > MANY { 15 } else { 5 });
     let started = Instant::now();
     let loads = std::thread::scope(|scope| -> Result<Vec<Load>> {
         let starters: Vec<_> = (0..STARTERS)
-            .map(|_| scope.spawn(|| Load::start(THREADS / STARTERS, nap)))
+            .map(|_| scope.spawn(|| Load::start(THREADS / STARTERS, Work::Nap)))
             .collect();
         starters
             .into_iter()
