@@ -15,11 +15,12 @@
  *                             waited for longer than a move costs
  *
  * Home is where the task's memory must be (cpuset.mems, mempolicy), where the
- * kernel saw its memory, where its process is (if a CPU is idle there when it
- * starts, or none elsewhere), or where it first ran, the first of these that is
- * known. It changes when the task has run elsewhere for long,
- * when it may no longer run there, or when the daemon evens out nodes that have
- * been unequally busy for seconds. With --strict nobody ever leaves.
+ * kernel saw its memory, where its process or its parent is, the first of these that
+ * is known; a task that is born where little idles gets one where more does. It
+ * changes when the task has run elsewhere for long, when its node has to send tasks
+ * elsewhere again and again, when it may no longer run there, or when the daemon
+ * evens out nodes that have been unequally busy for seconds. With --strict nobody
+ * ever leaves.
  *
  * Good at: services that are larger than a cache and smaller than a node; memory
  * that is expensive to reach from another node. Bad at: bursts of one process
@@ -64,8 +65,14 @@ s32 BPF_STRUCT_OPS(numa_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wak
 	u64 enq_flags = 0;
 	s32 cpu;
 
-	if (!tc || tc->home == NO_HOME)
+	if (!tc)
 		return prev_cpu;
+	if (tc->home == NO_HOME) {
+		seat = wake_flags & SCX_WAKE_FORK ? lookup_seat(prev_cpu) : NULL;
+		if (!seat || seat->shard == NO_SHARD)
+			return prev_cpu;
+		home_of(p, tc, seat->shard);
+	}
 	if (wake_flags & SCX_WAKE_SYNC) {
 		cpu = bpf_get_smp_processor_id();
 		waker = lookup_cpu_ctx(cpu);
@@ -76,7 +83,9 @@ s32 BPF_STRUCT_OPS(numa_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wak
 			goto direct;
 		}
 	}
-	cpu = claim_at_home(p, tc, prev_cpu);
+	cpu = wake_flags & SCX_WAKE_FORK ? claim_new_home(p, tc) : -EBUSY;
+	if (cpu < 0)
+		cpu = claim_at_home(p, tc, prev_cpu);
 	if (cpu < 0 && class_stays_near(ce)) {
 		/* Its queue is that of its cache, so only those CPUs will do. */
 		cpu = claim_batch_in_shard(p, tc->home, prev_cpu);
@@ -93,8 +102,6 @@ s32 BPF_STRUCT_OPS(numa_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wak
 		if (cpu >= 0)
 			return cpu;
 	}
-	if (cpu < 0 && wake_flags & SCX_WAKE_FORK)
-		cpu = claim_new_home(p, tc);
 	if (cpu < 0) {
 		if (waker)
 			sync_mark(&waker->sync, p);
@@ -454,7 +461,7 @@ void BPF_STRUCT_OPS(numa_cpu_release, s32 cpu, struct scx_cpu_release_args *args
 
 /*
  * A task is born, or was there before the scheduler. A thread gets the home of
- * the one that started it; another process decides when it first waits.
+ * the one that started it; another process when it starts to run.
  */
 s32 BPF_STRUCT_OPS(numa_init_task, struct task_struct *p, struct scx_init_task_args *args)
 {

@@ -38,13 +38,13 @@ enum numa_event {
 	NUMA_PREEMPTIONS,	/* running tasks interrupted for a woken one */
 	NUMA_PREEMPT_BATCH,	/* of them: batch, for one of the latency class */
 	NUMA_ALARMS,		/* running tasks interrupted by the alarm for one that waited */
-	NUMA_HOME_FIRST,	/* homes given: where the task first ran */
+	NUMA_HOME_FIRST,	/* homes given: where the task was born, or first had to wait */
 	NUMA_HOME_INHERITED,	/* homes given: that of its process */
 	NUMA_HOME_MEMORY,	/* homes given: where its memory must be */
-	NUMA_HOME_WIDE,		/* homes changed: new, and no CPU was idle at that of its process */
+	NUMA_HOME_WIDE,		/* homes changed: just born, and little was idle there */
 	NUMA_HOME_KERNEL,	/* homes changed: where the kernel saw its memory */
 	NUMA_HOME_AFFINITY,	/* homes changed: it may not run at the old one */
-	NUMA_HOME_AWAY,		/* homes changed: it ran elsewhere for long */
+	NUMA_HOME_AWAY,		/* homes changed: it, or others of its node, ran elsewhere too much */
 	NUMA_HOME_BALANCED,	/* homes changed: too many tasks at the old one */
 	NUMA_HOME_ORDERED,	/* homes changed: the daemon said so */
 	NUMA_NR_EVENTS,

@@ -136,10 +136,12 @@ static s32 claim_far(const struct task_struct *p __arg_trusted, s32 cpu)
 static __always_inline s32 claim_home(struct task_struct *p, s32 prev_cpu, bool born)
 {
 	s32 home, idle = -EBUSY;
+	struct cpu_ctx *cc;
 	u32 node;
 
 	if (born) {
-		node = roomy_node(lookup_cpu_ctx(bpf_get_smp_processor_id()), prev_cpu);
+		cc = lookup_cpu_ctx(bpf_get_smp_processor_id());
+		node = cc ? roomy_node(&cc->room, node_of(prev_cpu), 3) : NO_SHARD;
 		if (node != NO_SHARD)
 			idle = claim_in_node(p, node, NO_SHARD);
 		if (idle >= 0)

@@ -48,6 +48,9 @@ struct node_words {
 	u64 pad0[CACHE_PAIR / 8 - 1];
 	u64 queued;
 	u64 pad1[CACHE_PAIR / 8 - 1];
+	u64 trips;		/* see room.bpf.h */
+	u64 trip_at;
+	u64 pad2[CACHE_PAIR / 8 - 2];
 };
 
 #define TABLE(name, type_)				\

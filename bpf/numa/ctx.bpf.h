@@ -11,6 +11,7 @@
 #include "lib/stats.bpf.h"
 #include "lib/fair_queue.bpf.h"
 #include "lib/shards.bpf.h"
+#include "lib/room.bpf.h"
 #include "lib/sync.bpf.h"
 #include "lib/unserved.bpf.h"
 
@@ -34,7 +35,7 @@ struct task_ctx {
 	u32 node;		/* of home */
 	s64 away_ns;		/* run elsewhere less run at home, never below 0 */
 	s32 kernel_nid;		/* the kernel's preferred node when last looked at */
-	u32 pad;
+	u32 away;		/* it ran elsewhere last */
 };
 
 struct {
@@ -57,6 +58,7 @@ struct cpu_ctx {
 	u32 hint;		/* 1 + the shard that whoever woke this CPU points to */
 	u32 from_own;		/* the next task was the first of its queue */
 	struct sync_ctx sync;
+	struct room room;	/* of the node that it looks at */
 } __attribute__((aligned(CACHE_PAIR)));
 
 /* What the CPUs of a shard share. */

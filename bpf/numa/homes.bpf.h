@@ -17,6 +17,7 @@ static __always_inline void set_home(struct task_ctx *tc, u32 shard, u32 event)
 	tc->home = shard;
 	tc->node = sh->node;
 	tc->away_ns = 0;
+	tc->away = 0;
 	count(event);
 }
 
@@ -96,8 +97,8 @@ static __always_inline bool may_live(const struct task_struct *p, u32 shard)
 }
 
 /*
- * The shard whose queue @p waits in, now that it is about to wait and its CPU is
- * of shard @here: its home, which is decided here if it has none.
+ * The shard whose queue @p waits in, now that it is born or about to wait and its
+ * CPU is of shard @here: its home, which is decided here if it has none.
  */
 static __noinline u32 home_of(struct task_struct *p __arg_trusted, struct task_ctx *tc, u32 here)
 {
@@ -141,12 +142,18 @@ static __noinline u32 home_of(struct task_struct *p __arg_trusted, struct task_c
 	return tc->home;
 }
 
+/* May @p leave its home for good, for shard @shard? Not if its memory has to stay behind. */
+static __noinline bool may_settle(struct task_struct *p __arg_trusted, u32 shard)
+{
+	return !strict && p->nr_cpus_allowed > 1 && may_live(p, shard) && memory_node(p) < 0;
+}
+
 /* @p is given a home at @shard, as there are too many tasks where it has been. */
 static __always_inline void settle(struct task_struct *p, u32 shard)
 {
 	struct task_ctx *tc = lookup_task(p);
 
-	if (tc && !strict && tc->home != NO_HOME && may_live(p, shard))
+	if (tc && tc->home != NO_HOME && may_settle(p, shard))
 		set_home(tc, shard, NUMA_HOME_BALANCED);
 }
 
@@ -156,6 +163,7 @@ static __always_inline void account_home(struct task_struct *p, struct shard *sh
 {
 	struct task_ctx *tc = lookup_task(p);
 	struct node_time *nt;
+	bool settles = false;
 
 	if (!tc || tc->home == NO_HOME)
 		return;
@@ -165,12 +173,16 @@ static __always_inline void account_home(struct task_struct *p, struct shard *sh
 	if (sh->node == tc->node) {
 		nt->home_ns += used;
 		tc->away_ns = tc->away_ns > (s64)used ? tc->away_ns - used : 0;
+		tc->away = 0;
 		return;
 	}
 	nt->away_ns += used;
 	tc->away_ns += used;
-	if (!strict && p->nr_cpus_allowed > 1 && tc->away_ns > (s64)rehome_ns &&
-	    may_live(p, shard))
+	if (!tc->away) {
+		tc->away = 1;
+		settles = trip_settles(tc->node, p->se.exec_start);
+	}
+	if ((settles || tc->away_ns > (s64)rehome_ns) && may_settle(p, shard))
 		set_home(tc, shard, NUMA_HOME_AWAY);
 }
 
@@ -216,31 +228,27 @@ static __noinline s32 claim_at_home(struct task_struct *p __arg_trusted, struct 
 }
 
 /*
- * @p is a new thread, and no CPU is idle at the home of its process. If one is
- * elsewhere, it starts there and stays: a process that is wider than its node
- * would else send threads to and fro. Returns the CPU's id, or -EBUSY.
+ * @p was just born, and less than a quarter of its home idles. If more does elsewhere,
+ * it starts there and stays: a process, or a build, that is wider than its node would
+ * else send tasks to and fro. Returns the CPU's id, or -EBUSY.
  */
 static __noinline s32 claim_new_home(struct task_struct *p __arg_trusted, struct task_ctx *tc)
 {
-	struct numa_node *n = tc ? lookup_node(tc->node) : NULL;
+	struct cpu_ctx *cc = lookup_cpu_ctx(bpf_get_smp_processor_id());
 	struct seat *seat;
 	s32 idle;
-	u32 i;
+	u32 node;
 
-	if (!n || strict || memory_node(p) >= 0)
+	if (!tc || !cc || strict || memory_node(p) >= 0)
 		return -EBUSY;
-	bpf_for(i, 0, NEAR_NODES) {
-		if (i >= n->nr_near)
-			break;
-		idle = claim_in_node(p, n->near[i & (NEAR_NODES - 1)], NO_SHARD);
-		if (idle < 0)
-			continue;
-		seat = lookup_seat(idle);
-		if (seat)
-			set_home(tc, seat->shard, NUMA_HOME_WIDE);
-		return idle;
-	}
-	return -EBUSY;
+	node = roomy_node(&cc->room, tc->node, 1);
+	if (node == NO_SHARD)
+		return -EBUSY;
+	idle = claim_in_node(p, node, NO_SHARD);
+	seat = idle >= 0 ? lookup_seat(idle) : NULL;
+	if (seat)
+		set_home(tc, seat->shard, NUMA_HOME_WIDE);
+	return idle;
 }
 
 #endif /* __NUMA_HOMES_BPF_H */

@@ -11,6 +11,7 @@
 #include "lib/stats.bpf.h"
 #include "lib/fair_queue.bpf.h"
 #include "lib/shards.bpf.h"
+#include "lib/room.bpf.h"
 #include "lib/pace.bpf.h"
 #include "lib/sync.bpf.h"
 #include "lib/unserved.bpf.h"
@@ -19,12 +20,6 @@
 const volatile u64 remote_wait_ns = 50000;
 /* Tasks of other classes run beside ours: see lib/unserved.bpf.h. */
 const volatile bool partial = false;
-
-/* How many CPUs a node has, and how many of them are idle. */
-struct room {
-	u32 idle;
-	u32 all;
-};
 
 /* What a CPU knows; its queue has its id. Others read it, and write filled, queued_at, run.hurry and hint only. */
 struct cpu_ctx {

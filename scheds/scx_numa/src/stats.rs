@@ -108,7 +108,7 @@ pub struct Stats {
         _unit = "tasks"
     )]
     pub alarms: u64,
-    #[stat(desc = "homes given where the task first ran", _unit = "tasks")]
+    #[stat(desc = "homes given where the task was born, or first had to wait", _unit = "tasks")]
     pub home_first: u64,
     #[stat(
         desc = "homes given to threads: that of their process",
@@ -123,7 +123,7 @@ pub struct Stats {
     )]
     pub home_kernel: u64,
     #[stat(
-        desc = "homes of new threads elsewhere than their process's, where no CPU was idle",
+        desc = "homes of new tasks elsewhere than their parent's, where little was idle",
         _unit = "tasks"
     )]
     pub home_wide: u64,
@@ -133,7 +133,7 @@ pub struct Stats {
     )]
     pub home_affinity: u64,
     #[stat(
-        desc = "homes changed as the task ran elsewhere for long",
+        desc = "homes changed as the task, or others of its node, ran elsewhere too much",
         _unit = "tasks"
     )]
     pub home_away: u64,

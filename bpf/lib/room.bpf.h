@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Where there is room: in which node a task should be at home that was just born,
+ * and when one that its node had no CPU for should be at home where it found one.
+ */
+#ifndef __MANYCORE_ROOM_BPF_H
+#define __MANYCORE_ROOM_BPF_H
+
+#include "lib/shards.bpf.h"
+
+/* How many CPUs a node has, and how many of them are idle. */
+struct room {
+	u32 idle;
+	u32 all;
+};
+
+/* Not static, so that it is verified once; and it adds up in memory, where the verifier doesn't follow each sum. */
+int look_for_room(u32 id, struct room *room __arg_nonnull)
+{
+	struct numa_node *n = lookup_node(id);
+	u32 i;
+
+	room->idle = 0;
+	room->all = 0;
+	if (!n)
+		return 0;
+	bpf_for(i, 0, NODE_MAX_SHARDS) {
+		struct shard_words *w = words_of_shard(n->first_shard + i);
+		struct shard *sh = lookup_shard(n->first_shard + i);
+		u32 k;
+
+		if (i >= n->nr_shards || !w || !sh)
+			break;
+		room->all += sh->nr_cpus;
+		for (k = 0; k < SHARD_WORDS; k++)
+			room->idle += __builtin_popcountll(PEEK(w->idle[k]));
+	}
+	return 0;
+}
+
+/*
+ * The node of which most idles, nearest first, if less than @quarters / 4 of node
+ * @own do, and less than there; else NO_SHARD. @room is scratch.
+ */
+static __noinline u32 roomy_node(struct room *room, u32 own, u32 quarters)
+{
+	struct numa_node *n = lookup_node(own);
+	u32 best = NO_SHARD, most, i;
+
+	if (!n || !room)
+		return NO_SHARD;
+	look_for_room(own, room);
+	most = room->idle;
+	if (4 * most >= quarters * room->all)
+		return NO_SHARD;
+	bpf_for(i, 0, NEAR_NODES) {
+		u32 node;
+
+		if (i >= n->nr_near)
+			break;
+		node = n->near[i & (NEAR_NODES - 1)];
+		look_for_room(node, room);
+		if (room->idle > most) {
+			most = room->idle;
+			best = node;
+		}
+	}
+	return best;
+}
+
+/* How many tasks a node may have to send away for a while before one of them stays where it went. */
+#define TRIPS_MAX 3
+/* After how long one of those no longer counts, ns. */
+#define TRIP_FADES_NS 20000000ULL
+
+/*
+ * A task of node @id had to run elsewhere, as nobody was idle there. Is that one too
+ * many in a short time? Then the node has more tasks than it can serve, and this one
+ * should be at home where it went. Of two CPUs that ask at once, one may not count.
+ */
+static __noinline bool trip_settles(u32 id, u64 now)
+{
+	struct node_words *nw = words_of_node(id);
+	u64 faded, trips;
+
+	if (!nw)
+		return false;
+	faded = time_before(nw->trip_at, now) ? (now - nw->trip_at) / TRIP_FADES_NS : 0;
+	trips = nw->trips > faded ? nw->trips - faded : 0;
+	if (faded || !trips)
+		nw->trip_at = now;
+	nw->trips = trips < TRIPS_MAX ? trips + 1 : 0;
+	return trips >= TRIPS_MAX;
+}
+
+#endif /* __MANYCORE_ROOM_BPF_H */
