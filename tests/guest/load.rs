@@ -22,7 +22,7 @@ pub(crate) enum Work {
     Spin,
     /// Works for a moment and sleeps for a moment.
     Sleep,
-    /// The same, but sleeps for five to ten seconds.
+    /// Wakes up every five to ten seconds.
     Nap,
     /// Offers its CPU after each moment of work.
     Yield,
@@ -177,7 +177,10 @@ fn labour(work: Work, shared: &Shared, started: &Sender<Pid>) {
     let mut last = Instant::now();
     let mut random = Random::new(gettid().as_raw_nonzero().get().unsigned_abs().into());
     while !shared.stop.load(Ordering::Relaxed) {
-        spin();
+        // Of thousands that nap, each turn would cost an emulator more than the wakeup that is to be looked at.
+        if work != Work::Nap {
+            spin();
+        }
         shared.look();
         match work {
             Work::Spin => {}

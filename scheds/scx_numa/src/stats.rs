@@ -108,7 +108,10 @@ pub struct Stats {
         _unit = "tasks"
     )]
     pub alarms: u64,
-    #[stat(desc = "homes given where the task was born, or first had to wait", _unit = "tasks")]
+    #[stat(
+        desc = "homes given where the task was born, or first had to wait",
+        _unit = "tasks"
+    )]
     pub home_first: u64,
     #[stat(
         desc = "homes given to threads: that of their process",
