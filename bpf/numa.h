@@ -40,7 +40,7 @@ enum numa_event {
 	NUMA_ALARMS,		/* running tasks interrupted by the alarm for one that waited */
 	NUMA_HOME_FIRST,	/* homes given: where the task was born, or first had to wait */
 	NUMA_HOME_INHERITED,	/* homes given: that of its process */
-	NUMA_HOME_MEMORY,	/* homes given: where its memory must be */
+	NUMA_HOME_MEMORY,	/* homes given or changed: where its memory must be */
 	NUMA_HOME_WIDE,		/* homes changed: just born, and little was idle there */
 	NUMA_HOME_KERNEL,	/* homes changed: where the kernel saw its memory */
 	NUMA_HOME_AFFINITY,	/* homes changed: it may not run at the old one */

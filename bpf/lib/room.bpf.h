@@ -47,7 +47,7 @@ static __noinline u32 roomy_node(struct room *room, u32 own, u32 quarters)
 	struct numa_node *n = lookup_node(own);
 	u32 best = NO_SHARD, most, i;
 
-	if (!n || !room)
+	if (!n || !n->nr_near || !room)
 		return NO_SHARD;
 	look_for_room(own, room);
 	most = room->idle;
@@ -78,10 +78,10 @@ static __noinline u32 roomy_node(struct room *room, u32 own, u32 quarters)
  * many in a short time? Then the node has more tasks than it can serve, and this one
  * should be at home where it went. Of two CPUs that ask at once, one may not count.
  */
-static __noinline bool trip_settles(u32 id, u64 now)
+static __noinline bool trip_settles(u32 id)
 {
 	struct node_words *nw = words_of_node(id);
-	u64 faded, trips;
+	u64 faded, trips, now = scx_bpf_now();
 
 	if (!nw)
 		return false;

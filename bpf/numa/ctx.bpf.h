@@ -36,6 +36,9 @@ struct task_ctx {
 	s64 away_ns;		/* run elsewhere less run at home, never below 0 */
 	s32 kernel_nid;		/* the kernel's preferred node when last looked at */
 	u32 away;		/* it ran elsewhere last */
+	/* When it was last asked where its memory must be, only to see a change: its policy, and its cpuset's mems. */
+	u64 policy;
+	u64 mems;
 };
 
 struct {

@@ -75,6 +75,18 @@ static __noinline s32 memory_node(struct task_struct *p __arg_trusted)
 	return lowest(mems);
 }
 
+/* May the answer of memory_node() be another than it was? */
+static __always_inline bool memory_node_changed(const struct task_struct *p, struct task_ctx *tc)
+{
+	u64 mems = p->mems_allowed.bits[0];
+
+	if (tc->policy == (u64)p->mempolicy && tc->mems == mems)
+		return false;
+	tc->policy = (u64)p->mempolicy;
+	tc->mems = mems;
+	return true;
+}
+
 /* May @p run on any CPU of this shard? */
 static __always_inline bool may_live(const struct task_struct *p, u32 shard)
 {
@@ -96,28 +108,36 @@ static __always_inline bool may_live(const struct task_struct *p, u32 shard)
 	return false;
 }
 
+/* May @p leave its home for good, for shard @shard? Not if its memory has to stay behind. */
+static __noinline bool may_settle(struct task_struct *p __arg_trusted, u32 shard)
+{
+	return !strict && p->nr_cpus_allowed > 1 && may_live(p, shard) && memory_node(p) < 0;
+}
+
 /*
  * The shard whose queue @p waits in, now that it is born or about to wait and its
- * CPU is of shard @here: its home, which is decided here if it has none.
+ * CPU is of shard @here: its home, which is decided here if it has none, or if its
+ * memory must now be somewhere else.
  */
 static __noinline u32 home_of(struct task_struct *p __arg_trusted, struct task_ctx *tc, u32 here)
 {
 	struct move_order *order;
+	u32 node;
 	s32 nid;
 
 	if (!tc)
 		return here;
-	if (tc->home == NO_HOME) {
-		u32 node;
-
+	if (memory_node_changed(p, tc)) {
 		nid = memory_node(p);
 		node = nid >= 0 ? node_index(nid) : NO_SHARD;
-		if (node != NO_SHARD && may_live(p, some_shard(node, p)))
+		if (node != NO_SHARD && (tc->home == NO_HOME || node != tc->node) &&
+		    may_live(p, some_shard(node, p)))
 			set_home(tc, some_shard(node, p), NUMA_HOME_MEMORY);
-		else
-			set_home(tc, here, NUMA_HOME_FIRST);
-		return tc->home == NO_HOME ? here : tc->home;
 	}
+	if (tc->home == NO_HOME)
+		set_home(tc, here, NUMA_HOME_FIRST);
+	if (tc->home == NO_HOME)
+		return here;
 	if (!runs_anywhere(p) && !may_live(p, tc->home)) {
 		set_home(tc, here, NUMA_HOME_AFFINITY);
 		return tc->home;
@@ -125,8 +145,7 @@ static __noinline u32 home_of(struct task_struct *p __arg_trusted, struct task_c
 	/* AutoNUMA has a new opinion. */
 	nid = p->numa_preferred_nid;
 	if (nid != tc->kernel_nid) {
-		u32 node = nid >= 0 ? node_index(nid) : NO_SHARD;
-
+		node = nid >= 0 ? node_index(nid) : NO_SHARD;
 		tc->kernel_nid = nid;
 		if (!strict && node != NO_SHARD && node != tc->node &&
 		    may_live(p, some_shard(node, p)))
@@ -134,18 +153,12 @@ static __noinline u32 home_of(struct task_struct *p __arg_trusted, struct task_c
 		return tc->home;
 	}
 	order = bpf_map_lookup_elem(&move_orders, &tc->node);
-	if (order && order->budget && !strict && may_live(p, some_shard(order->to, p))) {
+	if (order && order->budget && may_settle(p, some_shard(order->to, p))) {
 		/* A race of two spends one too few: the daemon gives another. */
 		order->budget--;
 		set_home(tc, some_shard(order->to, p), NUMA_HOME_ORDERED);
 	}
 	return tc->home;
-}
-
-/* May @p leave its home for good, for shard @shard? Not if its memory has to stay behind. */
-static __noinline bool may_settle(struct task_struct *p __arg_trusted, u32 shard)
-{
-	return !strict && p->nr_cpus_allowed > 1 && may_live(p, shard) && memory_node(p) < 0;
 }
 
 /* @p is given a home at @shard, as there are too many tasks where it has been. */
@@ -180,7 +193,7 @@ static __always_inline void account_home(struct task_struct *p, struct shard *sh
 	tc->away_ns += used;
 	if (!tc->away) {
 		tc->away = 1;
-		settles = trip_settles(tc->node, p->se.exec_start);
+		settles = trip_settles(tc->node);
 	}
 	if ((settles || tc->away_ns > (s64)rehome_ns) && may_settle(p, shard))
 		set_home(tc, shard, NUMA_HOME_AWAY);

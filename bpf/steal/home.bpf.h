@@ -55,10 +55,10 @@ static __noinline int note_trip(struct task_struct *p __arg_trusted, s32 cpu, s3
 	if (!trip)
 		return 0;
 	if (!trip->home) {
-		if (trip_settles(node_of(from), p->se.exec_start))
+		if (trip_settles(node_of(from)))
 			return 0;
 		trip->home = from + 1;
-		trip->since = p->se.exec_start;
+		trip->since = scx_bpf_now();
 	} else if (node_of(trip->home - 1) == node) {
 		trip->home = 0;
 	}

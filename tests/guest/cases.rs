@@ -5,6 +5,7 @@ mod checker;
 mod coming_and_going;
 mod daemons;
 mod faults;
+mod homes;
 mod latency;
 mod machine;
 mod metrics;
@@ -50,6 +51,7 @@ pub(crate) fn function(name: &str) -> Option<Function> {
         "stress_ng" => serving::stress_ng,
         "mixed" => serving::mixed,
         "no_idle_cpu" => serving::no_idle_cpu,
+        "memory_home" => homes::memory_home,
         "affinity" => serving::affinity,
         "stats" => stats::stats,
         "numa_balancing" => balancing::numa_balancing,

@@ -50,8 +50,8 @@ pub const SCHEDULERS: &[Scheduler] = &[
             &["--queues", "global", "--slice-us", "100000"],
         ],
         by_daemon: false,
-        // It knows no classes.
-        left_out: &["beside_batch"],
+        // It knows no classes and no homes.
+        left_out: &["beside_batch", "memory_home"],
         bounds: BOUNDS,
     },
     Scheduler {
@@ -63,7 +63,8 @@ pub const SCHEDULERS: &[Scheduler] = &[
             &["--remote-wait-us", "0", "--credit-us", "1000000"],
         ],
         by_daemon: false,
-        left_out: &[],
+        // Its homes are where tasks start.
+        left_out: &["memory_home"],
         bounds: BOUNDS,
     },
     Scheduler {
@@ -97,6 +98,7 @@ pub const SCHEDULERS: &[Scheduler] = &[
             "unknown_cpu",
             // Its default policy doesn't tell classes apart.
             "beside_batch",
+            "memory_home",
         ],
         // Not claimed: faults are not tried on it.
         bounds: BOUNDS,
@@ -257,6 +259,8 @@ pub const CASES: &[Case] = &[
     sharing("mixed", 400),
     // No CPU idles while work waits.
     sharing("no_idle_cpu", 400),
+    // Tasks whose memory is on one node stay at home there, however long CPUs of others run them.
+    sharing("memory_home", 400),
     // Masks hold while they change under load.
     sharing("affinity", 400),
     // Totals grow, add up and are the same whoever asks.

@@ -118,7 +118,10 @@ pub struct Stats {
         _unit = "tasks"
     )]
     pub home_inherited: u64,
-    #[stat(desc = "homes given where the task's memory must be", _unit = "tasks")]
+    #[stat(
+        desc = "homes given or changed to where the task's memory must be",
+        _unit = "tasks"
+    )]
     pub home_memory: u64,
     #[stat(
         desc = "homes changed to where the kernel saw the task's memory",

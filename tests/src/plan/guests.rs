@@ -202,6 +202,7 @@ const SECOND_KERNEL: Pick = Pick::AllBut(&[
     "stress_ng",
     "mixed",
     "fair",
+    "memory_home",
     "stopped_daemon",
 ]);
 /// Machines as nobody builds them.
