@@ -36,10 +36,10 @@ const CASES: &[(&str, Case)] = &[
 /// In the full set only: it waits for more than a minute.
 const FULL: &[&str] = &["ends_if_its_cpus_stand_still"];
 
-fn main() {
+fn main() -> Result<()> {
     let mut args = Arguments::from_args();
     // Each has a guest at a time, but for the one that is about two.
-    args.test_threads = Some(guests_at_a_time());
+    args.test_threads = Some(guests_at_a_time()?);
     let trials = CASES
         .iter()
         .map(|(name, case)| {

@@ -8,9 +8,6 @@ use std::time::{Duration, Instant};
 
 pub(crate) type Cpus = BTreeSet<usize>;
 
-/// More CPUs than this take turns on the host's few: what is done with each of them is done less often.
-pub(crate) const MANY: usize = 16;
-
 /// Reads a file below `/sys` or `/proc` and trims it.
 pub(crate) fn read(path: &str) -> Result<String> {
     let text = fs::read_to_string(path).with_context(|| format!("reading {path}"))?;

@@ -4,10 +4,11 @@
 use crate::Setting;
 use crate::cases::stats::Totals;
 use crate::checker::Checker;
-use crate::cpus::{Cpus, MANY, online, read};
+use crate::cpus::{Cpus, online, read};
 use crate::daemon::{Daemon, State, start_limit};
 use crate::load::{Load, Random, Work};
 use anyhow::{Context, Result, ensure};
+use manycore_tests::plan::FEW_CPUS;
 use std::fs;
 use std::time::{Duration, Instant};
 
@@ -35,7 +36,7 @@ impl Scene {
         let daemon = Daemon::start(setting, &[])?;
         // As much as the CPUs can do, and where they take turns on the host's few, half of it: a part of them idles, and
         // the rest gets on twice as fast.
-        let much = if cpus.len() > MANY {
+        let much = if cpus.len() > FEW_CPUS {
             cpus.len() / 2
         } else {
             cpus.len()

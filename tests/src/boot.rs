@@ -5,6 +5,7 @@ use crate::machine::checkout;
 use anyhow::{Context, Result, bail, ensure};
 use std::ffi::OsString;
 use std::fs;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -101,17 +102,18 @@ pub fn need_kernel(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// How many guests are to run at a time. Ends the process with 2 if `$MANYCORE_LANES` isn't a number from 1 on.
-pub fn guests_at_a_time() -> usize {
+/// How many guests are to run at a time.
+///
+/// # Errors
+/// If `$MANYCORE_LANES` isn't a number from 1 on.
+pub fn guests_at_a_time() -> Result<usize> {
     let Ok(text) = std::env::var(LANES) else {
-        return std::thread::available_parallelism().map_or(1, |cpus| USUAL_LANES.min(cpus.get()));
+        let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
+        return Ok(USUAL_LANES.min(cpus));
     };
     match text.parse() {
-        Ok(lanes) if lanes > 0 => lanes,
-        _ => {
-            eprintln!("${LANES} is a number of guests, not {text:?}");
-            std::process::exit(2);
-        }
+        Ok(lanes) if lanes > 0 => Ok(lanes),
+        _ => bail!("${LANES} is a number of guests, not {text:?}"),
     }
 }
 

@@ -7,6 +7,9 @@ use std::time::Duration;
 
 pub use guests::{GUESTS, Guest, VIRTUAL_CLOCK};
 
+/// A guest with more CPUs than this is large: emulated, they take turns on the host's few.
+pub const FEW_CPUS: usize = 16;
+
 /// A scheduler under test.
 #[derive(Debug)]
 pub struct Scheduler {
@@ -147,7 +150,7 @@ pub struct Case {
     pub daemon: Daemon,
     /// What happens in it, for the page about reliability. Empty for those that are not on it.
     pub what: &'static str,
-    /// How long it may take in a guest of up to 16 CPUs, in seconds. It is there for cases that hang, so it is what none
+    /// How long it may take in a guest of up to [`FEW_CPUS`], in seconds. It is there for cases that hang, so it is what none
     /// needs even on a machine with much else to do: most take 5 to 20 on 2 idle cores.
     pub limit_s: u64,
 }
@@ -374,7 +377,7 @@ pub const CASES: &[Case] = &[
 pub fn limit_of(case_name: &str, cpus: usize) -> Duration {
     let name = case_name.rsplit('/').next().unwrap_or(case_name);
     let own = case(name).map_or(60, |case| case.limit_s);
-    Duration::from_secs(own * cpus.div_ceil(16).max(1) as u64)
+    Duration::from_secs(own * cpus.div_ceil(FEW_CPUS).max(1) as u64)
 }
 
 /// Whether a case, `NAME` or `SCHEDULER/NAME`, loads one, or runs where one is loaded.

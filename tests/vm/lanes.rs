@@ -3,7 +3,6 @@
 //! 2 CPUs. Which ones may be beside each other, `Guest::may_run_beside` says.
 
 use crate::booted::{Booted, Told};
-use manycore_tests::boot::guests_at_a_time;
 use manycore_tests::plan::Guest;
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -17,8 +16,8 @@ struct Job {
 }
 
 /// All guests that are to run.
-#[derive(Default)]
 pub struct Lanes {
+    count: usize,
     started: OnceLock<()>,
     shared: Arc<Shared>,
 }
@@ -39,6 +38,15 @@ struct State {
 pub struct Results(Mutex<Receiver<(String, Told)>>);
 
 impl Lanes {
+    /// None yet; they will run so many at a time.
+    pub fn new(count: usize) -> Self {
+        Self {
+            count,
+            started: OnceLock::new(),
+            shared: Arc::default(),
+        }
+    }
+
     /// A guest that is to run these cases after those that were added before.
     pub fn add(&mut self, guest: &'static Guest, cases: Vec<String>) -> Results {
         let (results, receiver) = channel();
@@ -56,7 +64,7 @@ impl Lanes {
     /// Lets them run, if they don't already.
     pub fn start(&self) {
         self.started.get_or_init(|| {
-            let lanes = guests_at_a_time();
+            let lanes = self.count;
             for _ in 0..lanes {
                 let shared = Arc::clone(&self.shared);
                 std::thread::spawn(move || shared.run(lanes));

@@ -10,19 +10,21 @@
 mod booted;
 mod lanes;
 
+use anyhow::Result;
 use lanes::Lanes;
 use libtest_mimic::{Arguments, Trial};
+use manycore_tests::boot::guests_at_a_time;
 use manycore_tests::plan::{GUESTS, Guest};
 use manycore_tests::results::passed_already;
 use std::sync::Arc;
 
-fn main() {
+fn main() -> Result<()> {
     let mut args = Arguments::from_args();
     // The guests run ahead of what is told of them, which is in the order of the plan.
     args.test_threads = Some(1);
     let passed = passed_already();
     let is_left = |guest: &Guest, case: &str| !passed.contains(&trial_name(guest, case));
-    let mut lanes = Lanes::default();
+    let mut lanes = Lanes::new(guests_at_a_time()?);
     let mut due = Vec::new();
     for guest in GUESTS {
         let mut cases = guest.cases();

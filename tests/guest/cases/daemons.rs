@@ -2,11 +2,12 @@
 
 use crate::Setting;
 use crate::cases::stats::Totals;
-use crate::cpus::{MANY, online};
+use crate::cpus::online;
 use crate::daemon::{Daemon, State, enabled_times, start_limit, wait_until_unloaded};
 use crate::load::{Load, Work};
 use crate::scene::{Scene, TURN};
 use anyhow::{Context, Result, bail, ensure};
+use manycore_tests::plan::FEW_CPUS;
 use rustix::process::Signal;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -102,7 +103,7 @@ fn again(setting: &Setting) -> Result<()> {
 pub(crate) fn reload(setting: &Setting) -> Result<String> {
     const AT_ONCE: u32 = 5;
     // Once takes a quarter of a minute where many CPUs take turns on the host's few.
-    let times = if online()?.len() > MANY { 10 } else { 50 };
+    let times = if online()?.len() > FEW_CPUS { 10 } else { 50 };
     let started = Instant::now();
     let load = Load::start(2, Work::Spin)?;
     let enabled = enabled_times()?;

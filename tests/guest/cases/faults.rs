@@ -2,11 +2,12 @@
 
 use crate::Setting;
 use crate::cgroup::{Cgroup, Controllers};
-use crate::cpus::{Cpus, MANY, mask, set_online};
+use crate::cpus::{Cpus, mask, set_online};
 use crate::load::{Load, RealTime, Work, set_policy};
 use crate::procs::{Procs, beside};
 use crate::scene::{Scene, TURN};
 use anyhow::{Context, Result, anyhow, ensure};
+use manycore_tests::plan::FEW_CPUS;
 use rustix::thread::{gettid, sched_setaffinity};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -156,7 +157,7 @@ impl Drop for Offline {
 fn hotplug_for(scene: &mut Scene, time: Duration) -> Result<String> {
     let cpus = removable(scene)?;
     // One alone may take half a minute where there are many.
-    let least = if cpus.len() > MANY { 4 } else { 10 };
+    let least = if cpus.len() > FEW_CPUS { 4 } else { 10 };
     let deadline = Instant::now() + time;
     let mut times = 0;
     while Instant::now() < deadline || times < least {
@@ -176,7 +177,7 @@ fn hotplug_for(scene: &mut Scene, time: Duration) -> Result<String> {
 /// All but one CPU go, and come back.
 fn one_cpu_for(scene: &mut Scene, time: Duration) -> Result<String> {
     let cpus = removable(scene)?;
-    let least = if cpus.len() > MANY { 1 } else { 3 };
+    let least = if cpus.len() > FEW_CPUS { 1 } else { 3 };
     let deadline = Instant::now() + time;
     let mut rounds = 0;
     while Instant::now() < deadline || rounds < least {
@@ -288,7 +289,7 @@ fn stressed(args: &[&str], time: Duration) -> Result<()> {
 fn affinity_for(scene: &mut Scene, time: Duration) -> Result<String> {
     // Sixteen each, which start in step: hundreds may meet on one CPU, of which an emulator with many has little.
     let cpus = scene.cpus.len();
-    let groups = if cpus > MANY { cpus / 4 } else { cpus };
+    let groups = if cpus > FEW_CPUS { cpus / 4 } else { cpus };
     stressed(
         &["--affinity", &groups.to_string(), "--affinity-rand"],
         time,

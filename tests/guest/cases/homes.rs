@@ -37,8 +37,11 @@ pub(crate) fn memory_home(setting: &Setting) -> Result<String> {
         "{count} processes, {given} homes by memory; within {} s, {left} homes left",
         LONG.as_secs()
     );
-    // Those that started there have it anyway.
-    ensure!(given > 0 && left <= OTHERS, "{told} (at most {OTHERS})");
+    // Half of them, more or less, started there and have it anyway.
+    ensure!(
+        given >= count as u64 / 4 && left <= OTHERS,
+        "{told} (at most {OTHERS})"
+    );
     daemon.stop()?;
     Ok(told)
 }

@@ -1,6 +1,6 @@
 //! Which machines are booted, and which cases run there.
 
-use super::{About, CASES, OF_DAEMONS, SCHEDULERS};
+use super::{About, CASES, FEW_CPUS, OF_DAEMONS, SCHEDULERS};
 use crate::machine::Machine;
 
 /// A machine to boot, and what to look at in it.
@@ -62,7 +62,7 @@ impl Guest {
 
     /// Its CPUs, emulated, are far more than the host's.
     pub fn is_large(&self) -> bool {
-        self.cpus() > 16
+        self.cpus() > FEW_CPUS
     }
 
     /// Whether it may run beside another guest. One with few CPUs is emulated by a thread for each of them, of which one
