@@ -221,12 +221,9 @@ fn chart(rows: &[Row<'_>]) -> String {
     if ratios.is_empty() {
         return String::new();
     }
-    let reach = ratios
-        .iter()
-        .flat_map(|(_, ratio)| [ratio.low, ratio.high])
-        .map(|ratio| ratio.max(1e-6).ln().abs())
-        .fold(1.25_f64.ln(), f64::max);
-    let x = |ratio: f64| LEFT + WIDTH * (0.5 + 0.48 * ratio.max(1e-6).ln() / reach);
+    let ends = ratios.iter().flat_map(|(_, ratio)| [ratio.low, ratio.high]);
+    let reach = plots::reach(ends);
+    let x = |ratio: f64| LEFT + WIDTH * (0.5 + 0.48 * plots::along(ratio, reach) / reach);
     let height = LINE * (ratios.len() + 2) as f64;
     let mut svg = format!(
         "<svg width=\"{0}\" height=\"{height}\" viewBox=\"0 0 {0} {height}\" role=\"img\">\n",
@@ -311,6 +308,20 @@ mod tests {
             "{at:?}"
         );
         assert!(at.iter().all(|x| (LEFT..LEFT + WIDTH).contains(x)));
+    }
+
+    #[test]
+    fn an_interval_without_end_reaches_to_the_edge() {
+        let mut results = results();
+        for sample in &mut results.guests[0].record.samples {
+            match (sample.scheduler.as_str(), sample.seed) {
+                ("eevdf", 1 | 2) | ("fast", _) => sample.values = vec![0.0],
+                _ => {}
+            }
+        }
+        let page = page(&[results]);
+        assert!(!page.contains("NaN") && !page.contains("\"inf\""), "{page}");
+        assert!(page.contains("to inf]"));
     }
 
     #[test]

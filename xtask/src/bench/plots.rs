@@ -56,12 +56,24 @@ fn short_us(us: f64) -> String {
     format!("{us:.0} us")
 }
 
+/// How far a logarithmic axis of ratios reaches from 1: to the last that is neither 0 nor infinite, at least to 1.25.
+pub fn reach(ratios: impl IntoIterator<Item = f64>) -> f64 {
+    ratios
+        .into_iter()
+        .map(|ratio| ratio.ln().abs())
+        .filter(|distance| distance.is_finite())
+        .fold(1.25_f64.ln(), f64::max)
+}
+
+/// Where a ratio is on such an axis, from `-reach` to `reach`; if it is further away, at the end.
+pub fn along(ratio: f64, reach: f64) -> f64 {
+    ratio.ln().clamp(-reach, reach)
+}
+
 /// Ratios by the number of CPUs, both axes logarithmic.
 pub fn scaling(lines: &[Line]) -> String {
     let all = || lines.iter().flat_map(|line| &line.points);
-    let reach = all()
-        .map(|(_, ratio)| ratio.max(1e-6).ln().abs())
-        .fold(1.25_f64.ln(), f64::max);
+    let reach = reach(all().map(|(_, ratio)| *ratio));
     let y = [(-reach).exp(), 1.0, reach.exp()].map(|ratio| (ratio.ln(), short(ratio)));
     let mut cpus: Vec<u64> = all().map(|(cpus, _)| *cpus as u64).collect();
     cpus.sort_unstable();
@@ -77,7 +89,7 @@ pub fn scaling(lines: &[Line]) -> String {
             points: line
                 .points
                 .iter()
-                .map(|(cpus, ratio)| (cpus.max(1.0).ln(), ratio.max(1e-6).ln()))
+                .map(|(cpus, ratio)| (cpus.max(1.0).ln(), along(*ratio, reach)))
                 .collect(),
         })
         .collect();
@@ -178,6 +190,13 @@ mod tests {
         let svg = scaling(&[line(&[(8.0, 1.0), (32.0, 2.0), (128.0, 8.0)])]);
         assert_eq!(last_point(&svg), (LEFT + WIDTH, TOP));
         assert!(svg.contains("128 CPUs"));
+    }
+
+    #[test]
+    fn a_count_of_0_is_at_the_bottom() {
+        let svg = scaling(&[line(&[(8.0, 4.0), (32.0, 0.0)])]);
+        assert_eq!(last_point(&svg).1, TOP + HEIGHT);
+        assert!(svg.contains(">4.000<"));
     }
 
     #[test]

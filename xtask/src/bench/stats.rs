@@ -74,13 +74,24 @@ pub fn median_interval(values: &[f64]) -> Option<Interval> {
 }
 
 /// The ratio of two medians with its bootstrap interval. The two sides are resampled independently: what differs
-/// between runs of one seed is the state of the machine, which the schedulers do not share.
+/// between runs of one seed is the state of the machine, which the schedulers do not share. The median of `baseline` must
+/// be above 0, or there is none; those of its resamples may be 0, which makes an end of the interval infinite.
 pub fn ratio_interval(values: &[f64], baseline: &[f64]) -> Option<Interval> {
     let value = median(values)? / median(baseline).filter(|base| *base > 0.0)?;
     let mut rng = Rng::with_seed(BOOTSTRAP_SEED);
     interval(value, || {
-        Some(resampled_median(values, &mut rng)? / resampled_median(baseline, &mut rng)?)
+        let value = resampled_median(values, &mut rng)?;
+        Some(ratio(value, resampled_median(baseline, &mut rng)?))
     })
+}
+
+/// Nothing is as much as nothing.
+fn ratio(value: f64, base: f64) -> f64 {
+    if value == 0.0 && base == 0.0 {
+        1.0
+    } else {
+        value / base
+    }
 }
 
 fn interval(value: f64, mut resample: impl FnMut() -> Option<f64>) -> Option<Interval> {
@@ -157,6 +168,16 @@ mod tests {
         assert_eq!(ratio_interval(&[1.0], &[]), None);
         assert_eq!(ratio_interval(&[], &[1.0]), None);
         assert_eq!(ratio_interval(&[1.0], &[0.0]), None);
+    }
+
+    #[test]
+    fn counts_that_are_mostly_0_have_an_interval() {
+        let base = [0.0, 0.0, 2.0, 3.0, 4.0];
+        let none = ratio_interval(&[0.0; 5], &base).unwrap();
+        assert_eq!((none.low, none.value, none.high), (0.0, 0.0, 1.0));
+        assert_eq!(verdict(&none, 5, Better::Lower), Verdict::NoneShown);
+        let some = ratio_interval(&[2.0; 5], &base).unwrap();
+        assert_eq!((some.value, some.high), (1.0, f64::INFINITY));
     }
 
     fn samples() -> impl Strategy<Value = Vec<f64>> {
