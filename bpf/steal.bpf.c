@@ -137,13 +137,11 @@ static __always_inline s32 claim_home(struct task_struct *p, s32 prev_cpu, bool 
 {
 	s32 home, idle = -EBUSY;
 	struct cpu_ctx *cc;
-	u32 node;
 
 	if (born) {
 		cc = lookup_cpu_ctx(bpf_get_smp_processor_id());
-		node = cc ? roomy_node(&cc->room, node_of(prev_cpu), 3) : NO_SHARD;
-		if (node != NO_SHARD)
-			idle = claim_in_node(p, node, NO_SHARD);
+		if (cc)
+			idle = claim_roomy(p, &cc->room, node_of(prev_cpu), 3);
 		if (idle >= 0)
 			count(STEAL_WAKE_REMOTE);
 		return idle;

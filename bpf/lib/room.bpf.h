@@ -68,6 +68,15 @@ static __noinline u32 roomy_node(struct room *room, u32 own, u32 quarters)
 	return best;
 }
 
+/* Takes an idle CPU for @p, which was just born, in roomy_node(). Returns its id, or -EBUSY. */
+static __always_inline s32 claim_roomy(const struct task_struct *p, struct room *room, u32 own,
+				       u32 quarters)
+{
+	u32 node = roomy_node(room, own, quarters);
+
+	return node == NO_SHARD ? -EBUSY : claim_in_node(p, node, NO_SHARD);
+}
+
 /* How many tasks a node may have to send away for a while before one of them stays where it went. */
 #define TRIPS_MAX 3
 /* After how long one of those no longer counts, ns. */

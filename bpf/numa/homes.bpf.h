@@ -250,14 +250,10 @@ static __noinline s32 claim_new_home(struct task_struct *p __arg_trusted, struct
 	struct cpu_ctx *cc = lookup_cpu_ctx(bpf_get_smp_processor_id());
 	struct seat *seat;
 	s32 idle;
-	u32 node;
 
 	if (!tc || !cc || strict || memory_node(p) >= 0)
 		return -EBUSY;
-	node = roomy_node(&cc->room, tc->node, 1);
-	if (node == NO_SHARD)
-		return -EBUSY;
-	idle = claim_in_node(p, node, NO_SHARD);
+	idle = claim_roomy(p, &cc->room, tc->node, 1);
 	seat = idle >= 0 ? lookup_seat(idle) : NULL;
 	if (seat)
 		set_home(tc, seat->shard, NUMA_HOME_WIDE);
