@@ -10,7 +10,7 @@ pub(crate) const NR_KERNEL_EVENTS: usize = 5;
 /// All counters.
 pub(crate) const NR_COUNTERS: usize = NR_EVENTS + NR_KERNEL_EVENTS;
 
-/// All are totals since the daemon was started, except for `queued_*`.
+/// All are totals since the daemon was started, except for those that are marked as gauges.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Stats)]
 #[stat(
     top,
@@ -41,7 +41,7 @@ pub struct Stats {
     pub congested: u64,
     #[stat(desc = "decisions that the BPF side could not carry out")]
     pub failed: u64,
-    #[stat(desc = "tasks that the policy holds now")]
+    #[stat(desc = "tasks that the policy holds now", _unit = "tasks", _gauge)]
     pub queued_policy: u64,
     #[stat(
         desc = "cgroups that have a class by the policy now",

@@ -7,7 +7,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
@@ -88,6 +88,15 @@ impl Followed {
         Ok(now != self.last)
     }
 
+    /// Whether another file has its name by now, as whoever replaces a file at one stroke does. Not while none has.
+    fn is_replaced(&self, path: &Path) -> io::Result<bool> {
+        let Ok(named) = std::fs::metadata(path) else {
+            return Ok(false);
+        };
+        let own = self.file.metadata()?;
+        Ok((named.dev(), named.ino()) != (own.dev(), own.ino()))
+    }
+
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         let count = self.file.read(bytes)?;
         self.read += count as u64;
@@ -131,9 +140,9 @@ impl Load {
             None => self.open()?,
         };
         if let Stream::File(followed) = &mut stream
-            && followed.is_anew()?
+            && (followed.is_anew()? || followed.is_replaced(&self.path)?)
         {
-            *followed = Followed::new(File::open(&self.path)?);
+            stream = self.open()?;
             self.rest.clear();
         }
         let mut bytes = [0; 4096];
@@ -268,6 +277,20 @@ mod tests {
                 std::fs::write(&path, &text).unwrap();
             }
             last = std::fs::metadata(&path).unwrap().modified().unwrap();
+            load.poll(now, &board).unwrap();
+            assert_eq!(board.reach(0), reach, "{text}");
+        }
+        // Replaced at one stroke, by one that is older.
+        for (text, reach) in [("0.25", 2), ("1", 8)] {
+            let next = dir.path().join("next");
+            std::fs::write(&next, format!("{{\"service\":\"web\",\"load\":{text}}}\n")).unwrap();
+            File::options()
+                .append(true)
+                .open(&next)
+                .unwrap()
+                .set_modified(last)
+                .unwrap();
+            std::fs::rename(&next, &path).unwrap();
             load.poll(now, &board).unwrap();
             assert_eq!(board.reach(0), reach, "{text}");
         }
