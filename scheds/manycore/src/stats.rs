@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
@@ -46,7 +46,7 @@ pub(crate) fn run(args: &StatsArgs) -> Result<ExitCode> {
     }
     let mut printer = Printer::new("totals", args.json);
     loop {
-        if let Err(err) = printer.print(once()?) {
+        if let Err(err) = printer.print(Instant::now(), once()?) {
             // `manycore stats --watch 1 | head`
             ensure!(err.kind() == std::io::ErrorKind::BrokenPipe, err);
             return Ok(ExitCode::SUCCESS);

@@ -14,6 +14,7 @@ use std::time::Instant;
 use std::{env, io};
 
 use anyhow::{Context, Result, anyhow};
+use control_plane::lifecycle::check_policy;
 use control_plane::policy::Policy;
 use control_plane::stats::Reading;
 use control_plane::{Instance, Topology};
@@ -87,6 +88,7 @@ impl Remote {
     ) -> Result<Box<dyn Instance>> {
         let last = lock(&self.last).take();
         if let Some(counters) = last {
+            check_policy(&opts.common)?;
             return Err(start_anew(&counters)).context("starting anew");
         }
         let shared = Arc::new(Shared::default());

@@ -49,6 +49,9 @@ impl Daemon for Opts {
         let open_opts = self.common.libbpf.clone().into_bpf_open_opts();
         let mut skel = scx_ops_open!(builder, object, rr_ops, open_opts)?;
         self.configure(&mut skel, &domains)?;
+        if let Some(seq) = topology.hotplug_seq() {
+            skel.struct_ops.rr_ops_mut().hotplug_seq = seq;
+        }
         let mut skel = scx_ops_load!(skel, rr_ops, uei)?;
         domains
             .fill(&skel.maps.cpus, &skel.maps.domains)

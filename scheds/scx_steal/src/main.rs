@@ -49,6 +49,9 @@ impl Daemon for Opts {
         let open_opts = self.common.libbpf.clone().into_bpf_open_opts();
         let mut skel = scx_ops_open!(builder, object, steal_ops, open_opts)?;
         self.configure(&mut skel, &shards)?;
+        if let Some(seq) = topology.hotplug_seq() {
+            skel.struct_ops.steal_ops_mut().hotplug_seq = seq;
+        }
         let mut skel = scx_ops_load!(skel, steal_ops, uei)?;
         shards
             .fill(&skel.maps.seats, &skel.maps.shards, &skel.maps.nodes)

@@ -96,6 +96,15 @@ pub fn attach_error(error: anyhow::Error, exit: &UserExitInfo) -> anyhow::Error 
     }
 }
 
+/// Whether the policy of these options could be applied, for a daemon that is about to start itself anew: what is in force
+/// outlives that, and one that then refused its own file would leave it behind.
+///
+/// # Errors
+/// [`PolicyError::Mistakes`]; if the file or the machine can't be read.
+pub fn check_policy(common: &CommonOpts) -> Result<()> {
+    keeper::check_file(common)
+}
+
 /// The whole of a daemon's `main`: does what the options say and returns its exit code, 0 after a regular end and 1
 /// after a failure, also if the kernel threw the scheduler out. (Wrong use is 2, by clap or by [`CommonOpts::check`], and so are
 /// mistakes in a policy.)

@@ -12,7 +12,9 @@ use super::keeper::Keeper;
 use super::signals::Signals;
 use super::{Daemon, Instance, Stale};
 use crate::Topology;
-use crate::stats::{Printer, Reading, Record, Responder, Schema, Server, openmetrics};
+use crate::stats::{
+    BackgroundPrinter, Printer, Reading, Record, Responder, Schema, Server, openmetrics,
+};
 
 /// How often to look whether the kernel has ended the scheduler, and to call its `tick`.
 const POLL: Duration = Duration::from_millis(100);
@@ -36,6 +38,11 @@ pub(super) fn run<D: Daemon>(daemon: &D, signals: &Signals) -> Result<()> {
         let file = daemon.common().topology.as_deref();
         let topology = Topology::read_with(file).context("reading the topology")?;
         info!("{topology}");
+        // One that came while there was no scheduler.
+        if signals.stop.try_recv().is_ok() {
+            keeper.into_iter().for_each(Keeper::stop);
+            return Ok(());
+        }
         let mut object = MaybeUninit::uninit();
         let mut instance = match daemon.attach(&topology, &mut object) {
             Ok(instance) => instance,
@@ -61,7 +68,7 @@ pub(super) fn run<D: Daemon>(daemon: &D, signals: &Signals) -> Result<()> {
             keeper: keeper.as_mut(),
         };
         running.follow_policy();
-        outlets.serve(&mut running, signals);
+        let stopped = outlets.serve(&mut running, signals);
 
         let exit = instance.detach();
         // The last word: nothing is queued any more, and what was is counted as left.
@@ -71,7 +78,7 @@ pub(super) fn run<D: Daemon>(daemon: &D, signals: &Signals) -> Result<()> {
         if let Err(reason) = exit.report() {
             bail!("the kernel ended the scheduler: {reason:#}");
         }
-        if !exit.should_restart() {
+        if stopped || !exit.should_restart() {
             keeper.into_iter().for_each(Keeper::stop);
             return Ok(());
         }
@@ -163,7 +170,7 @@ struct Outlets<D: Daemon> {
     requests: Receiver<()>,
     replies: Option<Sender<D::Stats>>,
     scrapes: Receiver<Sender<D::Stats>>,
-    printer: Option<(Printer, Duration)>,
+    printer: Option<(BackgroundPrinter, Duration)>,
     last: Reading,
 }
 
@@ -178,9 +185,12 @@ impl<D: Daemon> Outlets<D> {
             Some((replies, requests)) => (Some(replies), requests),
             None => (None, never()),
         };
-        let printer = common
-            .stats
-            .map(|interval| (Printer::new(D::NAME, common.json), interval));
+        let printer = common.stats.and_then(|interval| {
+            let mut printer = Printer::new(D::NAME, common.json);
+            let started = BackgroundPrinter::start(move |at, sample| printer.print(at, sample));
+            let started = started.inspect_err(|err| warn!("statistics are not printed: {err:#}"));
+            Some((started.ok()?, interval))
+        });
         Self {
             _server: server,
             requests,
@@ -191,8 +201,9 @@ impl<D: Daemon> Outlets<D> {
         }
     }
 
-    /// Answers requests and prints until told to stop, or until the kernel has ended the scheduler.
-    fn serve(&mut self, running: &mut Running<'_>, signals: &Signals) {
+    /// Answers requests and prints until told to stop, or until the kernel has ended the scheduler. Returns whether it was
+    /// told to.
+    fn serve(&mut self, running: &mut Running<'_>, signals: &Signals) -> bool {
         let mut print_at = self
             .printer
             .as_ref()
@@ -202,7 +213,7 @@ impl<D: Daemon> Outlets<D> {
             let wait = print_at.map_or(POLL, |at| at.saturating_duration_since(Instant::now()));
             let wait = wait.min(POLL).min(running.due_in());
             select! {
-                recv(signals.stop) -> _ => return,
+                recv(signals.stop) -> _ => return true,
                 recv(signals.reload) -> _ => running.reload_policy(),
                 recv(self.requests) -> request => match (request, &self.replies) {
                     (Ok(()), Some(replies)) => {
@@ -236,6 +247,7 @@ impl<D: Daemon> Outlets<D> {
                 print_at = self.print(running);
             }
         }
+        signals.stop.try_recv().is_ok()
     }
 
     fn sample(&mut self, running: &Running<'_>) -> D::Stats {
@@ -250,13 +262,13 @@ impl<D: Daemon> Outlets<D> {
     fn print(&mut self, running: &Running<'_>) -> Option<Instant> {
         let sample = self.sample(running).to_json();
         let (printer, interval) = self.printer.as_mut()?;
-        let interval = *interval;
-        let printed = sample.and_then(|sample| Ok(printer.print(sample)?));
-        if let Err(err) = printed {
-            warn!("printing no more statistics: {err:#}");
-            self.printer = None;
-            return None;
-        }
-        Some(Instant::now() + interval)
+        let goes_on = match sample {
+            Ok(sample) => printer.print(sample),
+            Err(err) => {
+                warn!("printing no more statistics: {err:#}");
+                false
+            }
+        };
+        goes_on.then(|| Instant::now() + *interval)
     }
 }

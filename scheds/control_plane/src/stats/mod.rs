@@ -9,6 +9,7 @@
 //! counts of a [`Hist`], and a counter `NAME_sum` beside it its sum. From these, the [`Schema`], everything else is made: the page of the
 //! docs, OpenMetrics, the table.
 
+mod background;
 mod hist;
 mod http;
 mod metrics;
@@ -21,6 +22,7 @@ use libbpf_rs::{MapCore, MapFlags};
 use scx_stats::Meta;
 use serde::Serialize;
 
+pub use background::BackgroundPrinter;
 pub use hist::Hist;
 pub use http::{Address, Responder};
 pub use metrics::{PREFIX, openmetrics};

@@ -32,20 +32,19 @@ impl Printer {
         }
     }
 
-    /// Prints one sample.
+    /// Prints a sample that was taken `at` that time.
     ///
     /// # Errors
     /// If stdout can't be written, for example because its reader is gone.
-    pub fn print(&mut self, sample: Value) -> io::Result<()> {
-        let now = Instant::now();
+    pub fn print(&mut self, at: Instant, sample: Value) -> io::Result<()> {
         let mut out = io::stdout().lock();
         if self.json {
             writeln!(out, "{sample}")?;
         } else {
-            let before = self.last.as_ref().map(|(then, value)| (now - *then, value));
+            let before = self.last.as_ref().map(|(then, value)| (at - *then, value));
             out.write_all(table(&self.name, &sample, before).as_bytes())?;
         }
-        self.last = Some((now, sample));
+        self.last = Some((at, sample));
         out.flush()
     }
 }
@@ -157,7 +156,7 @@ pub fn monitor(mut printer: Printer, interval: Duration, stop: &Receiver<()>) ->
             Ok(mut client) => {
                 waiting = false;
                 while let Ok(sample) = client.request::<Value>("stats", Vec::new()) {
-                    printer.print(sample)?;
+                    printer.print(Instant::now(), sample)?;
                     if stop.recv_timeout(interval).is_ok() {
                         return Ok(());
                     }

@@ -8,6 +8,7 @@ impl Topology {
     /// Nodes of so many LLCs of so many CPUs each, all online, one thread a core, 1 GiB a node.
     pub(crate) fn fake(nodes: u32, llcs_per_node: u32, cpus_per_llc: u32) -> Self {
         let mut topology = Self {
+            hotplug_seq: None,
             cpus: BTreeMap::new(),
             llcs: Vec::new(),
             nodes: BTreeMap::new(),
@@ -51,6 +52,14 @@ impl Topology {
             });
         }
         topology
+    }
+
+    /// The same as a file cuts it out of one node of the kernel's.
+    pub(crate) fn cut_from_one(mut self) -> Self {
+        for cpu in self.cpus.values_mut() {
+            cpu.kernel_node = Some(NodeId(0));
+        }
+        self
     }
 
     /// The same with a second thread for each core, numbered after all first ones, as firmware often does.

@@ -347,7 +347,12 @@ impl<'a> Builder<'a> {
             .collect();
         let llcs = self.place(&mut cpus);
         let nodes = self.nodes(raw, &llcs);
-        Ok(Topology { cpus, llcs, nodes })
+        Ok(Topology {
+            hotplug_seq: self.kernel.hotplug_seq,
+            cpus,
+            llcs,
+            nodes,
+        })
     }
 
     /// Puts CPUs in their places and returns the caches that have online ones.

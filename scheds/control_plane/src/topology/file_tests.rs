@@ -46,6 +46,7 @@ fn kernel(nodes: u32) -> Topology {
     };
     all.insert(NodeId(9), memory);
     Topology {
+        hotplug_seq: Some(7),
         cpus: (0..8).map(|id| (CpuId(id), cpu(id))).collect(),
         llcs: (0..nodes)
             .map(|id| Llc {
@@ -100,6 +101,9 @@ fn what_is_written_is_read() {
     assert_eq!(found.cpu(CpuId(7)).unwrap().node, Some(NodeId(1)));
     assert_eq!(found.cpu(CpuId(7)).unwrap().kernel_node, Some(NodeId(0)));
     assert_eq!(found.cpu(CpuId(7)).unwrap().place, None);
+    assert_eq!(found.kernel_nodes(NodeId(1)), [NodeId(0)].into());
+    assert_eq!(found.kernel_nodes(NodeId(9)), [NodeId(9)].into());
+    assert_eq!(found.hotplug_seq(), Some(7));
     assert_eq!(found.distance(NodeId(0), NodeId(1)), 21);
     assert_eq!(found.node(NodeId(0)).unwrap().memory_bytes, 3000);
     assert_eq!(found.node(NodeId(9)).unwrap().attached_to, NodeId(0));

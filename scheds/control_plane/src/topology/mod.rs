@@ -15,7 +15,7 @@ mod read;
 pub mod sched_domains;
 pub mod structure;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 
@@ -138,6 +138,8 @@ pub struct Node {
 /// The machine. Read-only: after a CPU came or went, read it again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topology {
+    /// As in [`Topology::hotplug_seq`].
+    hotplug_seq: Option<u64>,
     cpus: BTreeMap<CpuId, Cpu>,
     llcs: Vec<Llc>,
     nodes: BTreeMap<NodeId, Node>,
@@ -162,6 +164,12 @@ impl Topology {
             None => Ok(kernel),
             Some(path) => Ok(File::apply(path, &kernel)?),
         }
+    }
+
+    /// How many times CPUs had come or gone before any of this was read, as the kernel counts (`hotplug_seq`): it refuses a
+    /// scheduler that tells it this number if more have since. `None` if it doesn't say.
+    pub fn hotplug_seq(&self) -> Option<u64> {
+        self.hotplug_seq
     }
 
     /// All possible CPUs, in order.
@@ -204,6 +212,29 @@ impl Topology {
         self.cpu(cpu)
             .and_then(|cpu| cpu.kernel_node)
             .unwrap_or(NodeId(0))
+    }
+
+    /// The kernel's nodes that one is made of. It is itself one of them, unless a file says otherwise.
+    pub fn kernel_nodes(&self, node: NodeId) -> BTreeSet<NodeId> {
+        let cpus = self.cpus().filter(|cpu| cpu.node == Some(node));
+        let of_cpus: BTreeSet<NodeId> = cpus.filter_map(|cpu| cpu.kernel_node).collect();
+        if of_cpus.is_empty() {
+            // Those without CPUs are the kernel's in any case.
+            [node].into()
+        } else {
+            of_cpus
+        }
+    }
+
+    /// All nodes that have memory. A kernel that knows no nodes doesn't say how much it is, but there is some.
+    pub fn memory_nodes(&self) -> BTreeSet<NodeId> {
+        let with_memory = self.nodes().filter(|node| node.memory_bytes > 0);
+        let ids: BTreeSet<NodeId> = with_memory.map(|node| node.id).collect();
+        if ids.is_empty() {
+            self.nodes.keys().copied().collect()
+        } else {
+            ids
+        }
     }
 
     /// Distance between two nodes in the firmware's unit: 10 is local, 20 and more remote. Where the firmware gives

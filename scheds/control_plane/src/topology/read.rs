@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use scx_utils::compat::ROOT_PREFIX;
 
@@ -12,16 +13,43 @@ use super::{
     CoreId, Cpu, CpuId, Error, Llc, LlcId, MAX_CPU_IDS, Node, NodeId, Place, SocketId, Topology,
 };
 
+/// How often to read it if CPUs come or go meanwhile, with whose files the reading fails, and how long to wait in between.
+const TRIES: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(50);
+
 pub(super) fn topology() -> Result<Topology, Error> {
-    let root = PathBuf::from(format!("{}/sys/devices/system", *ROOT_PREFIX));
+    let sys = PathBuf::from(format!("{}/sys", *ROOT_PREFIX));
+    let mut tries = 1;
+    loop {
+        match read_once(&sys) {
+            Err(Error::Read { .. } | Error::Sysfs(_)) if tries < TRIES => tries += 1,
+            result => return result,
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+fn read_once(sys: &Path) -> Result<Topology, Error> {
+    let root = sys.join("devices/system");
+    // First, so that what happens from here on is seen.
+    let seq = read(&sys.join("kernel/sched_ext/hotplug_seq"));
+    let hotplug_seq = seq.ok().and_then(|seq| seq.trim().parse().ok());
     let mut nodes = nodes(&root.join("node"))?;
     let mut cpus = cpus(&root.join("cpu"), &nodes)?;
     let groups = scx_utils::Topology::new().map_err(|err| Error::Sysfs(format!("{err:#}")))?;
+    // One that has come since the first look is left out.
+    let was_online = |id: usize| cpus.get(&CpuId(id as u32)).is_some_and(|cpu| cpu.online);
+    let known: BTreeMap<usize, _> = groups
+        .all_cpus
+        .values()
+        .filter(|cpu| was_online(cpu.id))
+        .map(|cpu| (cpu.id, cpu))
+        .collect();
 
-    let cores = renumber(groups.all_cpus.values().map(|cpu| (cpu.id, cpu.core_id)));
-    let caches = renumber(groups.all_cpus.values().map(|cpu| (cpu.id, cpu.llc_id)));
+    let cores = renumber(known.values().map(|cpu| (cpu.id, cpu.core_id)));
+    let caches = renumber(known.values().map(|cpu| (cpu.id, cpu.llc_id)));
     let mut llcs: Vec<Llc> = Vec::new();
-    for group in groups.all_cpus.values() {
+    for group in known.values() {
         let id = CpuId(group.id as u32);
         let node = NodeId(group.node_id as u32);
         let llc = LlcId(caches[&group.llc_id]);
@@ -32,9 +60,9 @@ pub(super) fn topology() -> Result<Topology, Error> {
         let siblings = siblings
             .into_iter()
             .flatten()
-            .filter(|&&sibling| sibling != group.id);
-        let Some(cpu) = cpus.get_mut(&id).filter(|cpu| cpu.online) else {
-            continue; // went offline between two reads
+            .filter(|&&sibling| sibling != group.id && known.contains_key(&sibling));
+        let Some(cpu) = cpus.get_mut(&id) else {
+            continue;
         };
         cpu.node = Some(node);
         cpu.kernel_node = Some(node);
@@ -66,7 +94,12 @@ pub(super) fn topology() -> Result<Topology, Error> {
         return Err(Error::NoCpu(root.join("cpu/online").display().to_string()));
     }
     attach_cpuless(&mut nodes);
-    Ok(Topology { cpus, llcs, nodes })
+    Ok(Topology {
+        hotplug_seq,
+        cpus,
+        llcs,
+        nodes,
+    })
 }
 
 /// Numbers groups 0, 1, ... in the order of their lowest CPU. The input is in the order of CPUs.
