@@ -18,7 +18,32 @@ const SYSCTL: &str = "/proc/sys/kernel/numa_balancing";
 pub(crate) const JOURNAL: &str = "/run/manycore/policy.journal";
 /// How often an apply is killed: before its first write, and then ever later, up to half of the time that it takes.
 const KILLS: u32 = 7;
-const CGROUPS: &[&str] = &["latency", "tenant", "tenant/db", "batch", "other"];
+const CGROUPS: &[&str] = &[
+    "latency",
+    "tenant",
+    "tenant/db",
+    "batch",
+    "other",
+    "tenant/cache",
+];
+/// Who has which CPUs for itself, in turn: no two may have the same at any time.
+const TRADES: [[(&str, &str); 3]; 3] = [
+    [
+        ("tenant/db", "0"),
+        ("tenant/cache", "1"),
+        ("latency", "2-3"),
+    ],
+    [
+        ("tenant/db", "2-3"),
+        ("tenant/cache", "0"),
+        ("latency", "1"),
+    ],
+    [
+        ("tenant/db", "1,3"),
+        ("tenant/cache", "2"),
+        ("latency", "0"),
+    ],
+];
 
 pub(crate) fn policy(setting: &Setting) -> Result<String> {
     let machine = Machine::read(&setting.topology)?;
@@ -31,6 +56,7 @@ pub(crate) fn policy(setting: &Setting) -> Result<String> {
         world.restore(&before).context("after restore")?;
         writes += world.check_killed(&before)?;
         world.check_reload(&machine, &before)?;
+        world.check_trade(&before)?;
         world.check_others(&before)?;
     }
     Ok(format!(
@@ -239,6 +265,23 @@ impl World {
         same("latency/cpuset.cpus.partition", "member")?;
         same("latency/cpu.weight", "7")?;
         self.restore(before).context("after a reload")
+    }
+
+    /// Exclusive CPUs change hands, and all stay partitions.
+    fn check_trade(&self, before: &BTreeMap<PathBuf, Vec<u8>>) -> Result<()> {
+        for trade in TRADES.iter().chain(&TRADES) {
+            let service = |(cgroup, cpus): &(&str, &str)| {
+                format!(
+                    "[[service]]\ncgroup = \"/{cgroup}\"\ncpus = \"{cpus}\"\nexclusive = true\n"
+                )
+            };
+            apply(&trade.iter().map(service).collect::<String>())?;
+            for (cgroup, cpus) in trade {
+                same(&format!("{cgroup}/cpuset.cpus.partition"), "root")?;
+                same(&format!("{cgroup}/cpuset.cpus.effective"), cpus)?;
+            }
+        }
+        self.restore(before).context("after a trade")
     }
 
     /// What somebody else sets in the meantime is not undone.

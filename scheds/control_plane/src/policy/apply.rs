@@ -6,7 +6,7 @@ use std::io;
 use rustix::io::Errno;
 
 use super::machine::parent;
-use super::plan::{Change, read_or_default, sort};
+use super::plan::{Change, hand_over, read_or_default, sort};
 use super::restore::{in_use, unstick};
 use super::schema::Policy;
 use super::{CgroupFile, Entry, Error, Journal, Machine, Resolved, Target, Wish, check, wishes};
@@ -65,6 +65,7 @@ pub fn dry_run(
     let wishes = wishes(policy, resolved, machine, owned)?;
     let mut report = changes_for(machine, owned, &wishes)?;
     put_back_the_rest(machine, owned, &wishes, &mut report);
+    hand_over(machine, &wishes, &mut report.changes);
     sort(&mut report.changes);
     Ok(report)
 }
@@ -290,7 +291,7 @@ impl<'b> Outcome<'b> {
                 continue;
             };
             let entry = &mut journal.entries[at];
-            entry.earlier = None;
+            entry.earlier.clear();
             if change.back
                 && machine
                     .read(&entry.target)
@@ -353,13 +354,18 @@ fn write_all(machine: &Machine, changes: &[Change]) -> Result<(), (Error, Vec<Ta
                 let _ = put_back(machine, &change.target, &change.from);
             }
         }
-        let is_left = |change: &&Change| {
+        // What a target said before the first of its changes.
+        let mut first: HashMap<&Target, &Change> = HashMap::new();
+        for change in undone {
+            first.entry(&change.target).or_insert(change);
+        }
+        let is_left = |change: &&&Change| {
             machine
                 .read(&change.target)
                 .is_ok_and(|now| now != change.from)
                 && !is_other_cgroup(machine, &change.target, change.cgroup_id)
         };
-        let failed = undone.iter().filter(is_left);
+        let failed = first.values().filter(is_left);
         let failed = failed.map(|change| change.target.clone()).collect();
         return Err((err, failed));
     }
@@ -425,7 +431,7 @@ fn note(journal: &mut Journal, changes: &[Change], index: &mut Index) {
                 cgroup_id: change.cgroup_id,
                 before: change.from.clone(),
                 wrote: change.to.clone(),
-                earlier: None,
+                earlier: Vec::new(),
             });
             continue;
         };
@@ -436,7 +442,8 @@ fn note(journal: &mut Journal, changes: &[Change], index: &mut Index) {
             Some(&change.to)
         };
         if let Some(next) = next {
-            entry.earlier = Some(std::mem::replace(&mut entry.wrote, next.clone()));
+            let last = std::mem::replace(&mut entry.wrote, next.clone());
+            entry.earlier.push(last);
         }
     }
 }

@@ -338,3 +338,76 @@ fn a_mistake_changes_nothing() {
         );
     }
 }
+
+/// Exclusive services below a slice each, two of them below the same, and one at the top.
+fn traders(cpus: [&str; 4]) -> String {
+    let paths = ["/s/one", "/s/two", "/t/three", "/top"];
+    paths
+        .iter()
+        .zip(cpus)
+        .map(|(path, cpus)| {
+            format!("[[service]]\ncgroup = \"{path}\"\ncpus = \"{cpus}\"\nexclusive = true\n")
+        })
+        .collect()
+}
+
+/// In turn; the second keeps some of its own.
+const HANDS: [[&str; 4]; 3] = [
+    ["0-1", "2-4", "6-7", "8-9"],
+    ["6-7", "0,2", "8-9", "1,3-4"],
+    ["2-4", "6-7", "0-1", "8-10"],
+];
+
+fn fake_of_traders() -> Fake {
+    Fake::new(&["/s", "/s/one", "/s/two", "/t", "/t/three", "/top"])
+}
+
+#[test]
+fn exclusive_cpus_change_hands() {
+    let fake = fake_of_traders();
+    let before = fake.snapshot();
+    for cpus in HANDS.iter().chain(&HANDS) {
+        fake.apply(&traders(*cpus)).unwrap();
+        for (cgroup, cpus) in ["/s/one", "/s/two", "/t/three", "/top"].iter().zip(cpus) {
+            assert_eq!(fake.get(cgroup, "cpuset.cpus"), *cpus);
+            assert_eq!(fake.get(cgroup, "cpuset.cpus.partition"), "root");
+        }
+        let same = fake.apply(&traders(*cpus)).unwrap();
+        assert_eq!(same, super::Report::default());
+    }
+    let report = fake.restore();
+    assert!(report.left_alone.is_empty(), "{report:?}");
+    assert_eq!(fake.snapshot(), before);
+}
+
+#[test]
+fn exclusive_cpus_change_hands_wholly_or_not_at_all() {
+    let fake = fake_of_traders();
+    let (first, second) = (traders(HANDS[0]), traders(HANDS[1]));
+    fake.apply(&first).unwrap();
+    let applied = fake.snapshot();
+    for number in 0.. {
+        fake.set_fault(Fault::Fail(number));
+        if fake.apply(&second).is_ok() {
+            assert!(number > 10, "{number} writes");
+            break;
+        }
+        assert_eq!(fake.snapshot(), applied, "write {number} failed");
+    }
+    fake.set_fault(Fault::None);
+    fake.restore();
+    let before = fake.snapshot();
+    for number in 0.. {
+        fake.set_fault(Fault::None);
+        fake.apply(&first).unwrap();
+        fake.set_fault(Fault::Die(number));
+        let killed = catch_unwind(AssertUnwindSafe(|| fake.apply(&second))).is_err();
+        fake.set_fault(Fault::None);
+        let report = fake.restore();
+        assert!(report.left_alone.is_empty(), "{number}: {report:?}");
+        assert_eq!(fake.snapshot(), before, "killed at write {number}");
+        if !killed {
+            break;
+        }
+    }
+}

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{Error, Target};
 
@@ -33,18 +33,33 @@ pub struct Entry {
     /// What was written.
     pub wrote: String,
     /// What was written before that, until it is sure that `wrote` has been.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub earlier: Option<String>,
+    #[serde(
+        default,
+        deserialize_with = "one_or_more",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub earlier: Vec<String>,
+}
+
+/// Once there could be one only, and a journal may be of then.
+fn one_or_more<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Texts {
+        One(String),
+        More(Vec<String>),
+    }
+    Ok(match Texts::deserialize(from)? {
+        Texts::One(text) => vec![text],
+        Texts::More(texts) => texts,
+    })
 }
 
 impl Entry {
     /// Whether a value is one that was written here.
     pub(super) fn is_ours(&self, now: &str) -> bool {
-        let wrote = [Some(&self.wrote), self.earlier.as_ref()];
-        wrote
-            .into_iter()
-            .flatten()
-            .any(|value| self.target.same(value, now))
+        let mut wrote = std::iter::once(&self.wrote).chain(&self.earlier);
+        wrote.any(|value| self.target.same(value, now))
     }
 }
 
@@ -300,7 +315,7 @@ mod tests {
             cgroup_id: Some(7),
             before: String::new(),
             wrote: "0-3".into(),
-            earlier: None,
+            earlier: Vec::new(),
         }
     }
 
@@ -336,6 +351,23 @@ mod tests {
                 .unwrap()
                 .is_empty()
         );
+    }
+
+    #[test]
+    fn one_earlier_value_is_read_as_it_used_to_be_written() {
+        let text = |earlier: &str| {
+            format!(
+                "{{\"target\":\"numa_balancing\",\"cgroup_id\":null,\"before\":\"1\",\"wrote\":\"0\"{earlier}}}"
+            )
+        };
+        for (json, earlier) in [
+            ("", vec![]),
+            (",\"earlier\":\"2\"", vec!["2"]),
+            (",\"earlier\":[\"2\",\"3\"]", vec!["2", "3"]),
+        ] {
+            let entry: Entry = serde_json::from_str(&text(json)).unwrap();
+            assert_eq!(entry.earlier, earlier, "{json}");
+        }
     }
 
     #[test]

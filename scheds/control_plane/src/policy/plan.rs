@@ -181,7 +181,7 @@ pub fn wishes(
 ) -> Result<Vec<Wish>, Error> {
     let cgroups = machine.cgroups().map_err(|err| scan_error(machine, err))?;
     let matched = matched(policy, &cgroups);
-    let mut wishes = cgroup_wishes(resolved, &matched, machine, owned);
+    let mut wishes = cgroup_wishes(resolved, &matched, &Matched::new(), machine, owned);
     if let Some(switch) = &policy.numa_balancing {
         wishes.push(Wish {
             target: Target::NumaBalancing,
@@ -192,10 +192,11 @@ pub fn wishes(
     Ok(wishes)
 }
 
-/// What is wanted of these cgroups and of those above them.
+/// What is wanted of these cgroups and of those above them. Those `beside` them have what they want already.
 pub(super) fn cgroup_wishes(
     resolved: &Resolved,
     matched: &Matched,
+    beside: &Matched,
     machine: &Machine,
     owned: &[Entry],
 ) -> Vec<Wish> {
@@ -216,11 +217,20 @@ pub(super) fn cgroup_wishes(
                 value,
             });
         }
-        let cpus = assignment.cpus.as_ref().filter(|_| assignment.exclusive);
-        if let Some(cpus) = cpus.filter(|_| parent(path) != Some("/")) {
-            // A partition below a cgroup that is none has to be granted its CPUs all the way down.
+        if let Some(cpus) = granted(assignment, path) {
             for cgroup in ancestors(path).into_iter().skip(1).chain([path.as_str()]) {
-                exclusive.entry(cgroup).or_default().extend(&cpus.ids);
+                exclusive.entry(cgroup).or_default().extend(cpus);
+            }
+        }
+    }
+    // Nobody loses what was granted through the same cgroup.
+    for (path, _, service) in beside {
+        let Some(cpus) = granted(&resolved.services[*service], path) else {
+            continue;
+        };
+        for cgroup in ancestors(path) {
+            if let Some(all) = exclusive.get_mut(cgroup) {
+                all.extend(cpus);
             }
         }
     }
@@ -239,6 +249,13 @@ pub(super) fn cgroup_wishes(
         value: "on".to_owned(),
     }));
     files
+}
+
+/// The CPUs that have to be granted to a service's cgroup all the way down, as it is a partition below one that is none.
+fn granted<'r>(assignment: &'r Assignment, path: &str) -> Option<&'r IdSet> {
+    let below = assignment.exclusive && parent(path) != Some("/");
+    let cpus = assignment.cpus.as_ref().filter(|_| below)?;
+    Some(&cpus.ids)
 }
 
 fn file_wishes(
@@ -277,6 +294,70 @@ fn file_wishes(
     .collect()
 }
 
+/// Lets exclusive CPUs change hands. The kernel lets no two cgroups have the same at any time, and takes a partition apart
+/// that loses CPUs. So partitions that get other CPUs are dissolved meanwhile, and what a cgroup is to lose is taken from it
+/// before anybody is given anything.
+pub(super) fn hand_over(machine: &Machine, wishes: &[Wish], changes: &mut Vec<Change>) {
+    let mut more = Vec::new();
+    for wish in wishes {
+        if let Target::File {
+            cgroup,
+            file: CgroupFile::Partition,
+        } = &wish.target
+            && changes.iter().any(|change| moves_cpus(change, cgroup))
+            && let Ok(now) = machine.read(&wish.target)
+            && now != "member"
+        {
+            changes.retain(|change| change.target != wish.target);
+            let step = |from: &str, to: &str| Change {
+                target: wish.target.clone(),
+                cgroup_id: wish.cgroup_id,
+                from: from.to_owned(),
+                to: to.to_owned(),
+                back: false,
+                otherwise: None,
+            };
+            more.extend([step(&now, "member"), step("member", &wish.value)]);
+        }
+    }
+    for change in changes.iter_mut() {
+        let Some((from, to)) = exclusive_sets(change) else {
+            continue;
+        };
+        let kept = from.intersection(&to);
+        if kept != from && kept != to {
+            let rest = Change {
+                from: kept.to_string(),
+                ..change.clone()
+            };
+            change.to = kept.to_string();
+            change.back = false;
+            more.push(rest);
+        }
+    }
+    changes.append(&mut more);
+}
+
+fn moves_cpus(change: &Change, of: &str) -> bool {
+    matches!(
+        &change.target,
+        Target::File { cgroup, file: CgroupFile::Cpus | CgroupFile::Exclusive } if cgroup == of
+    )
+}
+
+/// The exclusive CPUs that a cgroup has before and after a change of them.
+fn exclusive_sets(change: &Change) -> Option<(IdSet, IdSet)> {
+    let is_exclusive = matches!(
+        change.target,
+        Target::File {
+            file: CgroupFile::Exclusive,
+            ..
+        }
+    );
+    let sets = || Some((IdSet::parse(&change.from)?, IdSet::parse(&change.to)?));
+    is_exclusive.then(sets).flatten()
+}
+
 /// Sorts changes into an order in which the kernel takes them: controllers are enabled from the top down before what
 /// needs them, partitions are dissolved before and made after CPUs change hands, and controllers are disabled last,
 /// from the bottom up.
@@ -303,14 +384,10 @@ pub(super) fn sort(changes: &mut [Change]) {
                 },
                 _,
             ) => (4, depth),
-            // What was granted is taken back from the bottom up.
-            (
-                Target::File {
-                    file: CgroupFile::Exclusive,
-                    ..
-                },
-                _,
-            ) if change.back => (1, usize::MAX - depth),
+            // What is taken away is so from the bottom up.
+            _ if exclusive_sets(change).is_some_and(|(from, to)| to.is_subset(&from)) => {
+                (1, usize::MAX - depth)
+            }
             (
                 Target::File {
                     file: CgroupFile::Exclusive,

@@ -21,7 +21,7 @@ use crate::topology::{CpuId, Llc, Node, NodeId, Topology};
 pub struct Assignment {
     /// For `cpuset.cpus`: CPUs that are online.
     pub cpus: Option<Share>,
-    /// For `cpuset.mems`: nodes that have memory.
+    /// For `cpuset.mems`: nodes that have memory, as the kernel numbers them.
     pub mems: Option<Share>,
     /// For `cpu.weight`.
     pub weight: Option<u32>,
@@ -331,10 +331,13 @@ impl<'a> Resolver<'a> {
             },
         };
         match ids {
-            Ok(ids) => Some(Share {
-                whole: all.is_subset(&ids),
-                ids,
-            }),
+            Ok(ids) => {
+                let kernel = |ids| as_kernel_nodes(self.topology, ids);
+                Some(Share {
+                    whole: kernel(&all).is_subset(&kernel(&ids)),
+                    ids: kernel(&ids),
+                })
+            }
             Err(reason) => {
                 self.mistakes.push(self.policy.mistake(wish.line, reason));
                 None
@@ -349,15 +352,17 @@ pub(super) fn online(topology: &Topology) -> IdSet {
     online.map(|cpu| cpu.id.0).collect()
 }
 
-/// All nodes that have memory. A kernel that knows no nodes doesn't say how much it is, but there is some.
+/// All nodes that have memory.
 pub(super) fn memory_nodes(topology: &Topology) -> IdSet {
-    let with_memory = topology.nodes().filter(|node| node.memory_bytes > 0);
-    let ids: IdSet = with_memory.map(|node| node.id.0).collect();
-    if ids.is_empty() {
-        topology.nodes().map(|node| node.id.0).collect()
-    } else {
-        ids
-    }
+    topology.memory_nodes().iter().map(|node| node.0).collect()
+}
+
+/// These nodes as the kernel numbers them.
+fn as_kernel_nodes(topology: &Topology, nodes: &IdSet) -> IdSet {
+    let each = nodes
+        .iter()
+        .flat_map(|node| topology.kernel_nodes(NodeId(node)));
+    each.map(|node| node.0).collect()
 }
 
 /// The nodes of these CPUs; in place of one without memory, the nearest that has some.

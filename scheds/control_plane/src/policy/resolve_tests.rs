@@ -128,6 +128,14 @@ fn memory_is_that_of_the_cpus() {
         mems(&small().with_memory(0, 0), &[&local("nodes = 0")]),
         ["1"]
     );
+    // The kernel is told its own nodes.
+    assert_eq!(
+        mems(
+            &small().cut_from_one(),
+            &[&local("nodes = 1"), "memory = 1", "memory = [0, 1]"]
+        ),
+        ["0", "0", "0"]
+    );
     // A node of memory only can be named.
     assert_eq!(
         mems(&small().with_memory(2, 1 << 30), &["memory = 2"]),

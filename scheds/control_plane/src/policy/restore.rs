@@ -110,7 +110,7 @@ pub(super) fn unstick(
         .filter(|other| is_same(entry, other))
     {
         known.wrote.clone_from(&all);
-        known.earlier = None;
+        known.earlier.clear();
     }
     Ok(Unstuck::Not(format!(
         "; it is {all:?} now, which is all there is"
@@ -159,7 +159,7 @@ fn renew_controller(
         cgroup_id: machine.cgroup_id(cgroup).ok(),
         before: "on".to_owned(),
         wrote: "off".to_owned(),
-        earlier: None,
+        earlier: Vec::new(),
     }));
     journal.save()?;
     // If one can't be disabled, those above it can't either, and nothing is lost.

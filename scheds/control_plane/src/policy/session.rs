@@ -184,7 +184,13 @@ impl Session {
             }
             !twice
         });
-        let wishes = cgroup_wishes(&self.resolved, &new, &self.machine, &self.journal.entries);
+        let wishes = cgroup_wishes(
+            &self.resolved,
+            &new,
+            &self.partitions(),
+            &self.machine,
+            &self.journal.entries,
+        );
         let changes = changes_for(&self.machine, &self.journal.entries, &wishes)?.changes;
         let groups = by_cgroup(&changes);
         let groups: Vec<&[Change]> = groups.iter().map(Vec::as_slice).collect();
@@ -195,6 +201,20 @@ impl Session {
             left_alone: Vec::new(),
             failed,
         })
+    }
+
+    /// The cgroups that have been made partitions.
+    fn partitions(&self) -> Matched {
+        let owned = self.journal.entries.iter();
+        let made = owned.filter_map(|entry| match &entry.target {
+            Target::File {
+                cgroup,
+                file: CgroupFile::Partition,
+            } => Some((cgroup, entry.cgroup_id?)),
+            _ => None,
+        });
+        made.filter_map(|(path, id)| Some((path.clone(), id, self.policy.service_of(path)?)))
+            .collect()
     }
 
     /// Whether a cgroup other than this one is that service by its own name.

@@ -180,6 +180,34 @@ fn a_second_cgroup_of_an_exclusive_service_gets_none() {
 }
 
 #[test]
+fn an_exclusive_service_that_starts_again_leaves_others_their_cpus() {
+    let fake = Fake::new(&["/s", "/s/db", "/s/cache"]);
+    let mut session = start(
+        &fake,
+        "[[service]]\ncgroup = \"/s/db\"\ncpus = \"0-3\"\nexclusive = true\n\
+         [[service]]\ncgroup = \"/s/cache\"\ncpus = \"4-7\"\nexclusive = true\n",
+    )
+    .unwrap();
+    let mut map = Map::default();
+    map.tick(&mut session);
+    for restarted in ["/s/db", "/s/cache", "/s/db"] {
+        fake.rmdir(restarted);
+        fake.mkdir("/s/between");
+        fake.mkdir(restarted);
+        assert!(map.tick(&mut session).failed.is_empty());
+        fake.rmdir("/s/between");
+        for cgroup in ["/s/db", "/s/cache"] {
+            assert_eq!(
+                fake.get(cgroup, "cpuset.cpus.partition"),
+                "root",
+                "{cgroup}"
+            );
+        }
+        assert_eq!(fake.get("/s", "cpuset.cpus.exclusive"), "0-7");
+    }
+}
+
+#[test]
 fn what_a_killed_one_left_is_undone_at_the_next_start() {
     let fake = Fake::new(&["/web", "/web/one", "/batch"]);
     let before = fake.snapshot();

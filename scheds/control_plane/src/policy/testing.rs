@@ -31,6 +31,8 @@ pub(super) struct Behaviour {
     pub(super) writes: usize,
     /// As until 6.12: a cpuset with tasks can't be emptied.
     pub(super) strict: bool,
+    /// Whether there has been a partition.
+    partitions: bool,
 }
 
 #[derive(Debug)]
@@ -90,15 +92,78 @@ impl Files for FakeFiles {
                 if strict && text.is_empty() && old != "\n" && populated.contains("populated 1") {
                     return Err(Errno::NOSPC.into());
                 }
-                IdSet::parse(text).ok_or(Errno::INVAL)?.to_string()
+                let ids = IdSet::parse(text).ok_or(Errno::INVAL)?;
+                if name.ends_with("exclusive") && self.siblings_have_some_of(path, &ids)? {
+                    return Err(Errno::INVAL.into());
+                }
+                fs::write(path, format!("{ids}\n"))?;
+                return self.check_partitions();
             }
             _ => text.to_owned(),
         };
-        fs::write(path, format!("{text}\n"))
+        fs::write(path, format!("{text}\n"))?;
+        if name == "cpuset.cpus.partition" {
+            self.behaviour.lock().unwrap().partitions = true;
+        }
+        self.check_partitions()
     }
 }
 
+/// The ids in a file; none if there is no such file.
+fn ids_in(path: &Path) -> IdSet {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    IdSet::parse(&text).unwrap_or_default()
+}
+
+fn dirs_in(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(dir)?.flatten();
+    let dirs = entries.filter(|entry| entry.file_type().unwrap().is_dir());
+    Ok(dirs.map(|entry| entry.path()).collect())
+}
+
 impl FakeFiles {
+    fn siblings_have_some_of(&self, file: &Path, ids: &IdSet) -> io::Result<bool> {
+        let own = file.parent().unwrap();
+        let siblings = dirs_in(own.parent().unwrap())?;
+        let others = siblings.iter().filter(|dir| *dir != own);
+        Ok(others
+            .map(|dir| ids_in(&dir.join("cpuset.cpus.exclusive")))
+            .any(|theirs| !theirs.intersection(ids).is_empty()))
+    }
+
+    /// A partition is taken apart if its CPUs are not granted to it all the way down, or, at the top, if another one has
+    /// some of them. It doesn't come back by itself.
+    fn check_partitions(&self) -> io::Result<()> {
+        if !self.behaviour.lock().unwrap().partitions {
+            return Ok(());
+        }
+        let mut dirs = vec![self.root.clone()];
+        let mut partitions = Vec::new();
+        while let Some(dir) = dirs.pop() {
+            dirs.extend(dirs_in(&dir)?);
+            if fs::read_to_string(dir.join("cpuset.cpus.partition")).is_ok_and(|is| is == "root\n")
+            {
+                partitions.push((ids_in(&dir.join("cpuset.cpus")), dir));
+            }
+        }
+        for (cpus, dir) in &partitions {
+            let lost = if dir.parent() == Some(&self.root) {
+                let mut others = partitions.iter().filter(|(_, other)| other != dir);
+                others.any(|(theirs, _)| !theirs.intersection(cpus).is_empty())
+            } else {
+                let mut above = dir.ancestors().take_while(|dir| **dir != self.root);
+                above.any(|dir| !cpus.is_subset(&ids_in(&dir.join("cpuset.cpus.exclusive"))))
+            };
+            if lost {
+                fs::write(
+                    dir.join("cpuset.cpus.partition"),
+                    "root invalid (it lost CPUs)\n",
+                )?;
+            }
+        }
+        Ok(())
+    }
+
     fn subtree_control(&self, path: &Path, old: &str, text: &str) -> io::Result<()> {
         let (sign, controller) = text.split_at(1);
         let dir = path.parent().unwrap();
