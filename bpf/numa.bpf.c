@@ -125,12 +125,55 @@ static __always_inline void leave_queue(struct task_struct *p)
 	}
 }
 
-/* Wake the nearest CPU of another node that is idle and may run @p, for shard @home. */
+/* A CPU of this shard that @p may run on, or -1: the first from number @from on, so that each is asked in turn. */
+static __always_inline s32 some_cpu(const struct task_struct *p, const struct shard *sh, u32 from)
+{
+	u64 cpus;
+	u32 k;
+
+	bpf_for(k, 0, SHARD_WORDS) {
+		if (k >= sh->nr_words)
+			break;
+		cpus = PEEK(sh->cpus[k & (SHARD_WORDS - 1)]);
+		if (!runs_anywhere(p))
+			cpus &= allowed_word(p, sh->first_cpu[k & (SHARD_WORDS - 1)]);
+		if (cpus)
+			return sh->first_cpu[k & (SHARD_WORDS - 1)] +
+			       ((lowest(turned(cpus, from & 63)) + from) & 63);
+	}
+	return -1;
+}
+
+/* Wake this CPU, which was idle and is claimed, for a task that waits at shard @home. */
+static __always_inline void kick_for(s32 idle, u32 home)
+{
+	struct cpu_ctx *cc = lookup_cpu_ctx(idle);
+
+	if (cc)
+		cc->hint = home + 1;
+	scx_bpf_kick_cpu(idle, SCX_KICK_IDLE);
+	count(NUMA_KICKS);
+}
+
+/* @p waits at shard @home: wake an idle CPU of its cache or node, if there is one. */
+static __noinline bool kick_near(struct task_struct *p __arg_trusted, u32 home)
+{
+	struct shard *sh = lookup_shard(home);
+	s32 idle = claim_in_shard(p, home, false);
+
+	if (idle < 0 && sh)
+		idle = claim_in_node(p, sh->node, home);
+	if (idle < 0)
+		return false;
+	kick_for(idle, home);
+	return true;
+}
+
+/* The same in other nodes, nearest first. */
 static __noinline void kick_remote(struct task_struct *p __arg_trusted, u32 home)
 {
 	struct shard *sh = lookup_shard(home);
 	struct numa_node *n = sh ? lookup_node(sh->node) : NULL;
-	struct cpu_ctx *cc;
 	u32 i;
 
 	if (!n || strict)
@@ -143,33 +186,17 @@ static __noinline void kick_remote(struct task_struct *p __arg_trusted, u32 home
 		idle = claim_in_node(p, n->near[i & (NEAR_NODES - 1)], NO_SHARD);
 		if (idle < 0)
 			continue;
-		cc = lookup_cpu_ctx(idle);
-		if (cc)
-			cc->hint = home + 1;
-		scx_bpf_kick_cpu(idle, SCX_KICK_IDLE);
-		count(NUMA_KICKS);
+		kick_for(idle, home);
 		count(NUMA_KICKS_REMOTE);
 		return;
 	}
 }
 
 /* @p waits at shard @home: let somebody come for it who would not do so anyway. */
-static __always_inline void call_for(struct task_struct *p, struct task_ctx *tc, u32 home,
-				     struct shard *sh, s32 cpu, u32 kind)
+static __always_inline void call_for(struct task_struct *p, u32 home, struct shard *sh, u32 kind)
 {
-	s32 idle = tc ? claim_in_shard(p, home, false) : -EBUSY;
-	struct cpu_ctx *cc;
-
-	if (idle < 0)
-		idle = claim_in_node(p, sh->node, home);
-	if (idle >= 0) {
-		cc = lookup_cpu_ctx(idle);
-		if (cc)
-			cc->hint = home + 1;
-		scx_bpf_kick_cpu(idle, SCX_KICK_IDLE);
-		count(NUMA_KICKS);
+	if (kick_near(p, home))
 		return;
-	}
 	/* More wait than there are CPUs to serve them soon: that is worth a move. Batch is wide anyway. */
 	if (kind == CLASS_BATCH || scx_bpf_dsq_nr_queued(home) >= (s32)sh->nr_cpus)
 		kick_remote(p, home);
@@ -245,13 +272,19 @@ void BPF_STRUCT_OPS(numa_enqueue, struct task_struct *p, u64 enq_flags)
 		place = stream_place(vtime, stream && kind == CLASS_NORMAL, &slice);
 		scx_bpf_dsq_insert_vtime(p, home, slice, place, enq_flags);
 		count(NUMA_ENQ_HOME);
-		if (!is_shard_queued(sh))
+		if (!is_shard_queued(sh) || scx_bpf_dsq_nr_queued(home) <= 0)
 			q->queued_at = now;
 		mark_shard_queued(sh);
-		call_for(p, tc, home, sh, cpu, kind);
+		call_for(p, home, sh, kind);
 	}
-	if (pinned || here->node == sh->node)
-		press(&cc->run, cpu, vtime, hurry_of(kind, enq_flags & SCX_ENQ_WAKEUP, pinned), now);
+	/* Only those of its home serve that queue. */
+	if (seat->shard != home) {
+		cpu = some_cpu(p, sh, cpu);
+		cc = lookup_cpu_ctx(cpu);
+		if (!cc)
+			return;
+	}
+	press(&cc->run, cpu, vtime, hurry_of(kind, enq_flags & SCX_ENQ_WAKEUP, pinned), now);
 }
 
 /* ---- dispatch ---------------------------------------------------------- */
@@ -414,9 +447,8 @@ void BPF_STRUCT_OPS(numa_tick, struct task_struct *p)
 	struct seat *seat = lookup_seat(cpu);
 	struct shard *sh = seat ? lookup_shard(seat->shard) : NULL;
 	struct queue_ctx *q = seat ? lookup_queue(seat->shard) : NULL;
-	struct cpu_ctx *other;
+	struct task_struct *first;
 	u64 now = scx_bpf_now();
-	s32 idle;
 
 	if (!cc || !sh || !q)
 		return;
@@ -425,15 +457,11 @@ void BPF_STRUCT_OPS(numa_tick, struct task_struct *p)
 	if (scx_bpf_dsq_nr_queued(seat->shard) <= 0)
 		return;
 	mark_shard_queued(sh);
-	idle = claim_in_node(p, sh->node, NO_SHARD);
-	if (idle >= 0) {
-		other = lookup_cpu_ctx(idle);
-		if (other)
-			other->hint = seat->shard + 1;
-		scx_bpf_kick_cpu(idle, SCX_KICK_IDLE);
-		count(NUMA_KICKS);
-	} else if (time_before(q->queued_at + remote_wait_ns, now)) {
-		kick_remote(p, seat->shard);
+	bpf_for_each(scx_dsq, first, seat->shard, 0) {
+		if (!kick_near(first, seat->shard) &&
+		    time_before(q->queued_at + remote_wait_ns, now))
+			kick_remote(first, seat->shard);
+		break;
 	}
 }
 
@@ -493,14 +521,9 @@ void BPF_STRUCT_OPS(numa_disable, struct task_struct *p)
 
 static void hotplug(s32 cpu, bool online)
 {
-	struct seat *seat = lookup_seat(cpu);
-	struct shard *sh = seat ? lookup_shard(seat->shard) : NULL;
-
-	if (!shards_hotplug(cpu, online) || !sh)
+	if (!shards_hotplug(cpu, online))
 		scx_bpf_exit(SCX_ECODE_ACT_RESTART | SCX_ECODE_RSN_HOTPLUG,
 			     "CPU %d is new to the topology", cpu);
-	else
-		__sync_fetch_and_add(&sh->nr_cpus, online ? 1 : -1);
 }
 
 void BPF_STRUCT_OPS(numa_cpu_online, s32 cpu)

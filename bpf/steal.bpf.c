@@ -453,9 +453,25 @@ void BPF_STRUCT_OPS(steal_stopping, struct task_struct *p, bool runnable)
 	sync_stop(&cc->sync, p, !runnable, used);
 }
 
+/* Let an idle CPU, if there is one, take the first task that waits on @cpu. */
+static __noinline int call_thief(s32 cpu, struct seat *seat)
+{
+	struct task_struct *first;
+
+	if (!seat || scx_bpf_dsq_nr_queued(cpu) <= 0)
+		return 0;
+	mark_queued(seat);
+	bpf_for_each(scx_dsq, first, cpu, 0) {
+		kick_idle_for(first, cpu);
+		break;
+	}
+	return 0;
+}
+
 /*
  * Each tick: a task may wait here that no idle CPU was told of, because none was
- * idle then, or because a bit was lost in a race of two thieves.
+ * idle then; or that nobody sees, as a thief cleared the bit between its being set
+ * and the task's being queued, which the kernel does when enqueue is done.
  */
 void BPF_STRUCT_OPS(steal_tick, struct task_struct *p)
 {
@@ -468,10 +484,28 @@ void BPF_STRUCT_OPS(steal_tick, struct task_struct *p)
 		return;
 	note_served(&cc->served_at, now);
 	cc->run.skew = now - p->se.exec_start;
-	if (scx_bpf_dsq_nr_queued(cpu) > 0) {
-		mark_queued(seat);
-		kick_idle_for(p, cpu);
+	call_thief(cpu, seat);
+}
+
+/*
+ * Run by the daemon ten times a second, for CPUs that run nothing of ours, and so
+ * have no ticks: a task may wait there as well, unseen.
+ */
+SEC("syscall")
+int steal_call_thieves(void *ctx)
+{
+	u32 cpu;
+
+	bpf_for(cpu, 0, nr_cpu_ids) {
+		struct seat *seat = lookup_seat(cpu);
+
+		if (!seat || is_marked_queued(seat))
+			continue;
+		bpf_rcu_read_lock();
+		call_thief(cpu, seat);
+		bpf_rcu_read_unlock();
 	}
+	return 0;
 }
 
 void BPF_STRUCT_OPS(steal_update_idle, s32 cpu, bool idle)

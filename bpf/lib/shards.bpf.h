@@ -181,12 +181,20 @@ static __always_inline void mark_busy(struct seat *seat)
 static __always_inline bool shards_hotplug(s32 cpu, bool online)
 {
 	struct seat *seat = lookup_seat(cpu);
+	struct shard *sh = seat ? lookup_shard(seat->shard) : NULL;
+	u32 k;
 
-	if (!seat || seat->shard == NO_SHARD)
+	if (!sh)
 		return false;
+	k = seat->word & (SHARD_WORDS - 1);
 	seat->leaving = !online;
-	if (!online)
+	__sync_fetch_and_add(&sh->nr_cpus, online ? 1 : -1);
+	if (online) {
+		set_bits(&sh->cpus[k], seat->bit);
+	} else {
+		clear_bits(&sh->cpus[k], seat->bit);
 		mark_busy(seat);
+	}
 	return true;
 }
 
@@ -244,6 +252,24 @@ static __always_inline bool runs_anywhere(const struct task_struct *p)
 	return p->nr_cpus_allowed >= nr_possible;
 }
 
+/* May @p, which does not run anywhere, run on some CPU of this shard that is online? */
+static __noinline bool may_run_in(const struct task_struct *p __arg_trusted, u32 id)
+{
+	struct shard *sh = lookup_shard(id);
+	u32 k;
+
+	if (!sh)
+		return false;
+	bpf_for(k, 0, SHARD_WORDS) {
+		if (k >= sh->nr_words)
+			break;
+		if (allowed_word(p, sh->first_cpu[k & (SHARD_WORDS - 1)]) &
+		    PEEK(sh->cpus[k & (SHARD_WORDS - 1)]))
+			return true;
+	}
+	return false;
+}
+
 #define CLAIM_TRIES	3
 
 /*
@@ -299,29 +325,34 @@ static __noinline s32 claim_in_shard(const struct task_struct *p __arg_trusted, 
 
 #define SHARD_TRIES	3
 
-/* The same for the shards of a node but @except. */
+/* The same for the shards of a node but @except. Those where @p may not run are passed over. */
 static __noinline s32 claim_in_node(const struct task_struct *p __arg_trusted, u32 id, u32 except)
 {
 	struct numa_node *n = lookup_node(id);
 	struct node_words *nw = words_of_node(id);
+	bool anywhere;
+	u32 i, tries = 0;
 	u64 left;
-	u32 try;
 
 	if (!n || !nw)
 		return -EBUSY;
+	anywhere = runs_anywhere(p);
 	left = PEEK(nw->idle);
-	bpf_for(try, 0, SHARD_TRIES) {
+	if (except - n->first_shard < NODE_MAX_SHARDS)
+		left &= ~(1ULL << ((except - n->first_shard) & 63));
+	bpf_for(i, 0, NODE_MAX_SHARDS) {
 		struct shard_words *w;
 		u32 index, shard;
 		s32 cpu;
 
-		if (try == 0 && except - n->first_shard < NODE_MAX_SHARDS)
-			left &= ~(1ULL << ((except - n->first_shard) & 63));
-		if (!left)
+		if (!left || tries == SHARD_TRIES)
 			break;
 		index = lowest(left);
 		left &= left - 1;
 		shard = n->first_shard + index;
+		if (!anywhere && !may_run_in(p, shard))
+			continue;
+		tries++;
 		cpu = claim_in_shard(p, shard, false);
 		if (cpu >= 0)
 			return cpu;

@@ -33,7 +33,7 @@ struct seat {
 	u32 sibling;		/* the other thread of its core, or NO_CPU */
 	u32 sibling_word;	/* the other thread's word */
 	u32 core_word;		/* that of the core's first thread */
-	u32 leaving;		/* went offline after load */
+	u32 leaving;		/* offline, or about to be */
 	u64 bit;		/* its bit in its word */
 	u64 sibling_bit;	/* the other thread's; 0 without one */
 	u64 core_bit;		/* that of the core's first thread */
@@ -48,7 +48,7 @@ struct shard {
 	u32 first_cpu[SHARD_WORDS];	/* the CPU id of bit 0 of each word */
 	u32 nr_cpus;		/* online now; kept up to date on hotplug */
 	u32 pad;
-	u64 cpus[SHARD_WORDS];	/* its CPUs */
+	u64 cpus[SHARD_WORDS];	/* those that are online */
 };
 
 /* A node that has CPUs; index: 0, 1, ... without gaps. */

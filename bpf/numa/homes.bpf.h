@@ -50,9 +50,13 @@ static __always_inline u32 some_shard(u32 node, const struct task_struct *p)
 #define MPOL_BIND_	2
 #define MPOL_PREFERRED_MANY_ 5
 
+/* The kernel's nodes that have memory, of the first 64. */
+const volatile u64 memory_nodes = 0;
+
 /*
  * The one node of the kernel's that this task's memory must or should be on, by
- * its cpuset or its mempolicy; or NUMA_NO_NODE if there is no such, or several.
+ * its cpuset or its mempolicy; or NUMA_NO_NODE if there is no such, or several, or
+ * if that is where all memory is.
  */
 static __noinline s32 memory_node(struct task_struct *p __arg_trusted)
 {
@@ -70,7 +74,7 @@ static __noinline s32 memory_node(struct task_struct *p __arg_trusted)
 				mems = nodes;
 		}
 	}
-	if (nr_nodes < 2 || !mems || (mems & (mems - 1)))
+	if (nr_nodes < 2 || !mems || (mems & (mems - 1)) || mems == memory_nodes)
 		return NUMA_NO_NODE;
 	return lowest(mems);
 }
@@ -87,25 +91,14 @@ static __always_inline bool memory_node_changed(const struct task_struct *p, str
 	return true;
 }
 
-/* May @p run on any CPU of this shard? */
+/* May @p run on any CPU of this shard that is online? */
 static __always_inline bool may_live(const struct task_struct *p, u32 shard)
 {
 	struct shard *sh = lookup_shard(shard);
-	struct shard_words *w = words_of_shard(shard);
-	u32 k;
 
-	if (!sh || !w)
-		return false;
 	if (runs_anywhere(p))
-		return true;
-	bpf_for(k, 0, SHARD_WORDS) {
-		if (k >= sh->nr_words)
-			break;
-		if (allowed_word(p, sh->first_cpu[k & (SHARD_WORDS - 1)]) &
-		    sh->cpus[k & (SHARD_WORDS - 1)])
-			return true;
-	}
-	return false;
+		return sh && PEEK(sh->nr_cpus);
+	return may_run_in(p, shard);
 }
 
 /* May @p leave its home for good, for shard @shard? Not if its memory has to stay behind. */
@@ -138,7 +131,7 @@ static __noinline u32 home_of(struct task_struct *p __arg_trusted, struct task_c
 		set_home(tc, here, NUMA_HOME_FIRST);
 	if (tc->home == NO_HOME)
 		return here;
-	if (!runs_anywhere(p) && !may_live(p, tc->home)) {
+	if (!may_live(p, tc->home)) {
 		set_home(tc, here, NUMA_HOME_AFFINITY);
 		return tc->home;
 	}

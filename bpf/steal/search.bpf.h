@@ -290,24 +290,28 @@ static __always_inline bool waits_beside(const struct seat *seat)
 	return false;
 }
 
-/* A shard of @n other than @except where somebody waits, from number @from on, or NO_SHARD. */
-static __always_inline u32 waits_in_node(const struct numa_node *n, u32 node, u32 except, u32 from)
+/* Where to compare queues this time. */
+struct fair_look {
+	u32 shard;		/* or NO_SHARD */
+	u32 round;		/* how often all shards have had their turn: which word of this one's */
+	u32 event;		/* to count if a task is taken from there */
+	s64 least;		/* what that has to be worth, ns */
+};
+
+/* A shard of @n other than @except where somebody waits, or NO_SHARD: by turns, one after the other. */
+static __always_inline void look_in_node(struct fair_look *look, const struct numa_node *n, u32 node,
+					 u32 except, u32 turn)
 {
 	struct node_words *nw = words_of_node(node);
+	u32 nr = n->nr_shards ?: 1, from = turn % nr & 63;
 	u64 left = nw ? PEEK(nw->queued) : 0;
 
 	if (except != NO_SHARD)
 		left &= ~(1ULL << ((except - n->first_shard) & 63));
-	left = turned(left, from & 63);
-	return left ? n->first_shard + ((lowest(left) + from) & 63) : NO_SHARD;
+	left = turned(left, from);
+	look->shard = left ? n->first_shard + ((lowest(left) + from) & 63) : NO_SHARD;
+	look->round = turn / nr;
 }
-
-/* Where to compare queues this time. */
-struct fair_look {
-	u32 shard;		/* or NO_SHARD */
-	u32 event;		/* to count if a task is taken from there */
-	s64 least;		/* what that has to be worth, ns */
-};
 
 /* A queue to take from. */
 struct prey {
@@ -317,20 +321,21 @@ struct prey {
 
 /* In another node. It takes more than near, or equal queues would pass tasks to and fro. */
 static __always_inline void look_far(struct fair_look *look, struct cpu_ctx *cc,
-				     const struct numa_node *n, u32 from)
+				     const struct numa_node *n)
 {
 	struct numa_node *there;
-	u32 node;
+	u32 node, turn = cc->node_turn;
 
 	if (!n->nr_near)
 		return;
-	node = n->near[cc->node_turn++ % n->nr_near & (NEAR_NODES - 1)];
+	cc->node_turn++;
+	node = n->near[turn % n->nr_near & (NEAR_NODES - 1)];
 	there = lookup_node(node);
 	if (!there)
 		return;
 	look->event = STEAL_DISP_REMOTE;
 	look->least = slice_ns * 3 / 2;
-	look->shard = waits_in_node(there, node, NO_SHARD, from);
+	look_in_node(look, there, node, NO_SHARD, turn / n->nr_near);
 }
 
 /*
@@ -349,19 +354,20 @@ static __always_inline void look_where(struct fair_look *look, struct cpu_ctx *c
 	if (!n)
 		return;
 	if (cc->goes_far || turn % 4 == 3)
-		look_far(look, cc, n, turn / 2);
+		look_far(look, cc, n);
 	if (look->shard == NO_SHARD && n->nr_shards > 1 && (turn % 2 || !near)) {
 		look->event = STEAL_DISP_NODE;
 		look->least = slice_ns / 2;
-		look->shard = waits_in_node(n, sh->node, seat->shard, turn / 2);
+		look_in_node(look, n, sh->node, seat->shard, turn / 4);
 	}
 	if (look->shard == NO_SHARD && near) {
 		look->event = STEAL_DISP_LLC;
 		look->least = slice_ns / 2;
 		look->shard = seat->shard;
+		look->round = turn / 2;
 	}
 	if (look->shard == NO_SHARD)
-		look_far(look, cc, n, turn / 2);
+		look_far(look, cc, n);
 }
 
 /*
@@ -393,7 +399,7 @@ static __noinline bool balance(struct cpu_ctx *cc, s32 cpu, u64 mine)
 	w = words_of_shard(look.shard);
 	if (!other || !w || !other->nr_words)
 		return false;
-	k = (cc->turn % other->nr_words) & (SHARD_WORDS - 1);
+	k = (look.round % other->nr_words) & (SHARD_WORDS - 1);
 	left = PEEK(w->queued[k]);
 	if (look.shard == seat->shard && k == seat->word)
 		left &= ~seat->bit;

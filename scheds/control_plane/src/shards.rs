@@ -27,8 +27,16 @@ pub struct Shard {
     pub llc: LlcId,
     /// In order. Those that were online when the topology was read, and offline ones that can be nowhere else.
     pub cpus: Vec<CpuId>,
-    /// How many of them were online.
-    pub online: u32,
+    /// Those of them that were offline.
+    pub offline: Vec<CpuId>,
+}
+
+impl Shard {
+    /// Those of its CPUs that were online.
+    pub fn online(&self) -> impl Iterator<Item = CpuId> {
+        let online = |cpu: &CpuId| !self.offline.contains(cpu);
+        self.cpus.iter().copied().filter(online)
+    }
 }
 
 /// A node that has CPUs.
@@ -176,9 +184,9 @@ impl Shards {
             *slot = word * 64;
         }
         let mut cpus = [0; MAX_WORDS];
-        for cpu in &shard.cpus {
+        for cpu in shard.online() {
             if let Some(word) = words.iter().position(|word| *word == cpu.0 / 64) {
-                cpus[word] |= bit(*cpu);
+                cpus[word] |= bit(cpu);
             }
         }
         intf::shard {
@@ -187,7 +195,7 @@ impl Shards {
             index: id - self.nodes[shard.node as usize].first,
             nr_words: words.len() as u32,
             first_cpu,
-            nr_cpus: shard.online,
+            nr_cpus: shard.online().count() as u32,
             pad: 0,
             cpus,
         }
@@ -248,7 +256,7 @@ fn shards_of(topology: &Topology, node: NodeId, number: u32) -> Vec<Shard> {
             Shard {
                 node: number,
                 llc: group[0].0,
-                online: cpus.len() as u32,
+                offline: Vec::new(),
                 cpus,
             }
         })
@@ -299,14 +307,16 @@ fn add_offline(topology: &Topology, nodes: &[NodeShards], shards: &mut [Shard]) 
         let only = nodes
             .iter()
             .find(|node| Some(node.id) == cpu.node && node.count == 1)
-            .map(|node| &mut shards[node.first as usize].cpus);
-        if let Some(cpus) = only
-            && cpus.len() < MAX_CPUS
+            .map(|node| &mut shards[node.first as usize]);
+        if let Some(shard) = only
+            && shard.cpus.len() < MAX_CPUS
         {
-            cpus.push(cpu.id);
-            cpus.sort_unstable();
-            if words(cpus).len() > MAX_WORDS {
-                cpus.retain(|id| *id != cpu.id);
+            shard.cpus.push(cpu.id);
+            shard.cpus.sort_unstable();
+            if words(&shard.cpus).len() > MAX_WORDS {
+                shard.cpus.retain(|id| *id != cpu.id);
+            } else {
+                shard.offline.push(cpu.id);
             }
         }
     }
@@ -339,7 +349,7 @@ fn seats(topology: &Topology, shards: &[Shard]) -> Vec<intf::seat> {
                 sibling: sibling.map_or(intf::NO_CPU, |sibling| sibling.0),
                 sibling_word: sibling.map_or(0, word),
                 core_word: word(first),
-                leaving: 0,
+                leaving: u32::from(shard.offline.contains(&cpu)),
                 bit: bit(cpu),
                 sibling_bit: sibling.map_or(0, bit),
                 core_bit: bit(first),
@@ -375,7 +385,7 @@ mod tests {
             assert!(row.index < intf::NODE_MAX_SHARDS && row.nr_words <= intf::SHARD_WORDS);
             assert_eq!(
                 row.cpus.iter().map(|w| w.count_ones()).sum::<u32>() as usize,
-                shard.cpus.len()
+                shard.online().count()
             );
             for &cpu in &shard.cpus {
                 let seat = &shards.seats[cpu.0 as usize];
@@ -448,7 +458,11 @@ mod tests {
     fn an_offline_cpu_has_a_seat_only_where_there_is_no_doubt() {
         let one = Shards::new(&Topology::fake(2, 1, 4).without(5));
         assert_eq!(one.shard_of(CpuId(5)), Some(1));
-        assert_eq!(one.shards()[1].online, 3);
+        assert_eq!(one.shards()[1].online().count(), 3);
+        let row = one.shard_row(1, &one.shards()[1]);
+        assert_eq!((row.nr_cpus, row.cpus[0].count_ones()), (3, 3));
+        let leaving = one.seats.iter().filter(|seat| seat.leaving == 1).count();
+        assert_eq!(leaving, 1, "the one that is offline and has a place");
         let two = Shards::new(&Topology::fake(2, 2, 4).without(5));
         assert_eq!(two.shard_of(CpuId(5)), None);
         assert_eq!((two.nr_cpu_ids(), two.possible()), (16, 16));

@@ -53,7 +53,10 @@ impl Daemon for Opts {
         let builder = BpfSkelBuilder::default();
         let open_opts = self.common.libbpf.clone().into_bpf_open_opts();
         let mut skel = scx_ops_open!(builder, object, numa_ops, open_opts)?;
-        self.configure(&mut skel, &shards)?;
+        self.configure(&mut skel, topology, &shards)?;
+        if let Some(seq) = topology.hotplug_seq() {
+            skel.struct_ops.numa_ops_mut().hotplug_seq = seq;
+        }
         let mut skel = scx_ops_load!(skel, numa_ops, uei)?;
         shards
             .fill(&skel.maps.seats, &skel.maps.shards, &skel.maps.nodes)
@@ -85,7 +88,12 @@ impl Daemon for Opts {
 
 impl Opts {
     /// Sets what can only be set before the object is loaded.
-    fn configure(&self, skel: &mut OpenBpfSkel<'_>, shards: &Shards) -> Result<()> {
+    fn configure(
+        &self,
+        skel: &mut OpenBpfSkel<'_>,
+        topology: &Topology,
+        shards: &Shards,
+    ) -> Result<()> {
         configure_fair!(skel, numa_ops_mut, &self.fair, &self.common, shards);
         let maps = &mut skel.maps;
         let rodata = maps.rodata_data.as_deref_mut();
@@ -93,6 +101,12 @@ impl Opts {
         rodata.remote_wait_ns = self.remote_wait_us * 1000;
         rodata.rehome_ns = self.rehome_ms * 1_000_000;
         rodata.strict = self.strict;
+        let with_memory = topology.memory_nodes();
+        let kernels = with_memory
+            .iter()
+            .flat_map(|node| topology.kernel_nodes(*node));
+        rodata.memory_nodes =
+            kernels.fold(0, |all, node| all | 1_u64.checked_shl(node.0).unwrap_or(0));
         let nodes = shards.nodes().len() as u32;
         maps.queue_ctxs
             .set_max_entries(shards.shards().len() as u32)

@@ -67,7 +67,7 @@ impl Orders {
     pub(crate) fn new(shards: &Shards) -> Self {
         let mut cpus = vec![0; shards.nodes().len()];
         for shard in shards.shards() {
-            cpus[shard.node as usize] += shard.online;
+            cpus[shard.node as usize] += shard.online().count() as u32;
         }
         Self {
             nodes: cpus.len() as u32,

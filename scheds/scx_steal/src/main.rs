@@ -136,6 +136,13 @@ impl Instance for Scheduler<'_> {
         if let Some(shares) = &self.shares {
             shares.tick(&self.skel.maps.shares);
         }
+        if self.link.is_some() {
+            self.skel
+                .progs
+                .steal_call_thieves
+                .test_run(ProgramInput::default())
+                .context("looking for tasks that nobody sees")?;
+        }
         Ok(())
     }
 
