@@ -48,6 +48,7 @@ pub(crate) fn function(name: &str) -> Option<Function> {
         "hotplug" => coming_and_going::hotplug,
         "unknown_cpu" => coming_and_going::unknown_cpu,
         "fair" => serving::fair,
+        "pinned_shares" => serving::pinned_shares,
         "stress_ng" => serving::stress_ng,
         "mixed" => serving::mixed,
         "no_idle_cpu" => serving::no_idle_cpu,

@@ -118,7 +118,7 @@ impl Procs {
     }
 
     /// How long each of their threads has run, in ns.
-    fn runtimes(&self) -> Result<BTreeMap<i32, u64>> {
+    pub(crate) fn runtimes(&self) -> Result<BTreeMap<i32, u64>> {
         runtimes(self.tids()?.into_iter())
     }
 

@@ -53,8 +53,8 @@ pub const SCHEDULERS: &[Scheduler] = &[
             &["--queues", "global", "--slice-us", "100000"],
         ],
         by_daemon: false,
-        // It knows no classes and no homes.
-        left_out: &["beside_batch", "memory_home"],
+        // It knows no weights, no classes and no homes.
+        left_out: &["pinned_shares", "beside_batch", "memory_home"],
         bounds: BOUNDS,
     },
     Scheduler {
@@ -102,6 +102,8 @@ pub const SCHEDULERS: &[Scheduler] = &[
             // Its default policy doesn't tell classes apart.
             "beside_batch",
             "memory_home",
+            // Not claimed of it.
+            "pinned_shares",
         ],
         // Not claimed: faults are not tried on it.
         bounds: BOUNDS,
@@ -256,7 +258,9 @@ pub const CASES: &[Case] = &[
     sharing("refuses_a_second", 300),
     // Four spinning threads a CPU: equal shares, nobody waits for long.
     sharing("fair", 400),
-    // The same with processes that nobody here wrote.
+    // Nice levels among tasks that are pinned to one CPU.
+    sharing("pinned_shares", 400),
+    // The same as fair with processes that nobody here wrote.
     sharing("stress_ng", 400),
     // Short sleeps, forks and yields: all make progress.
     sharing("mixed", 400),

@@ -4,7 +4,7 @@ use crate::Setting;
 use crate::cpus::{Cpus, idle_shares, online};
 use crate::daemon::{Daemon, start_limit};
 use crate::load::{Fairness, Load, Random, Work, runtimes};
-use crate::procs::children_of;
+use crate::procs::{Procs, beside, children_of};
 use anyhow::{Context, Result, ensure};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -60,6 +60,48 @@ pub(crate) fn fair(setting: &Setting) -> Result<String> {
     drop(load);
     daemon.stop()?;
     Ok(figures)
+}
+
+/// What nice -10 gets beside nice 0 on one CPU, 9548 to 1024 by weight, is 90 %; without weights it would be 50.
+const NICE_SHARE: f64 = 0.8;
+
+/// Tasks that are pinned to a CPU share it by their weights, whatever those of the CPU beside it get.
+pub(crate) fn pinned_shares(setting: &Setting) -> Result<String> {
+    let daemon = Daemon::lent(setting)?;
+    let spin = beside("spin")?;
+    let on = |by: &[&str]| Procs::start(1, &spin, 1, &[&["taskset", "-c"], by].concat());
+    let tasks = [
+        on(&["1", "nice", "-n", "-10"])?,
+        on(&["1"])?,
+        // Alone on its CPU, it gets more than either.
+        on(&["2"])?,
+    ];
+    for task in &tasks {
+        task.check_progress(TURN)?;
+    }
+    let used = || -> Result<Vec<u64>> {
+        let each = tasks.iter().map(|task| Ok(task.runtimes()?.values().sum()));
+        each.collect()
+    };
+    let mut tried = Vec::new();
+    let good = loop {
+        let before = used()?;
+        std::thread::sleep(Duration::from_secs(3));
+        let now = used()?;
+        let grown = |task: usize| (now[task] - before[task]) as f64;
+        let share = grown(0) / (grown(0) + grown(1));
+        tried.push(format!("{:.0} %", 100.0 * share));
+        if share >= NICE_SHARE {
+            break true;
+        }
+        if tried.len() == TRIES {
+            break false;
+        }
+    };
+    let told = format!("nice -10 gets {} beside nice 0", tried.join(", then "));
+    ensure!(good, "{told} (90 by weight)");
+    daemon.stop()?;
+    Ok(told)
 }
 
 /// What a worker of stress-ng needs to start is less CPU time than this, but can take seconds: the first ones read the

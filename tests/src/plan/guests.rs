@@ -202,6 +202,7 @@ const SECOND_KERNEL: Pick = Pick::AllBut(&[
     "stress_ng",
     "mixed",
     "fair",
+    "pinned_shares",
     "memory_home",
     "stopped_daemon",
 ]);
