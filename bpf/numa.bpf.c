@@ -40,40 +40,16 @@ char _license[] SEC("license") = "GPL";
 
 UEI_DEFINE(uei);
 
-/*
- * Whose clock @p goes by on @cpu of @shard: that of the cache, or, if it is pinned,
- * the CPU's own. Who shares a CPU with others who are pinned to it gets less than
- * who has the one beside it alone, and by the clock of all of them everybody there
- * would be late, and nobody more than another.
- */
-static __always_inline u32 frame_on(const struct task_struct *p, s32 cpu, u32 shard)
+/* The clock that the virtual runtime of @p was made with: @q's, that of @shard, or another shard's. */
+static __always_inline u64 clock_of(const struct task_struct *p, const struct queue_ctx *q, u32 shard)
 {
-	bool room = nr_shards + nr_cpu_ids <= FAIR_FRAME;
+	u64 vtime = p->scx.dsq_vtime;
+	struct queue_ctx *other;
 
-	return p->nr_cpus_allowed == 1 && room ? nr_shards + cpu : shard;
-}
-
-/* The clock of @frame on this CPU, whose cache's is @q's. */
-static __always_inline u64 clock_on(u32 frame, const struct cpu_ctx *cc, const struct queue_ctx *q)
-{
-	return frame < nr_shards ? q->clock : cc->clock;
-}
-
-/* The clock that the virtual runtime of @p was made with: @clock, if that is @frame's, or another. */
-static __always_inline u64 clock_of(const struct task_struct *p, u64 clock, u32 frame)
-{
-	u32 was = fair_frame(p->scx.dsq_vtime);
-	struct queue_ctx *q;
-	struct cpu_ctx *cc;
-
-	if (was == frame)
-		return clock;
-	if (was >= nr_shards) {
-		cc = lookup_cpu_ctx(was - nr_shards);
-		return cc ? cc->clock : clock;
-	}
-	q = lookup_queue(was);
-	return q ? q->clock : clock;
+	if (fair_frame(vtime) == shard)
+		return q->clock;
+	other = lookup_queue(fair_frame(vtime));
+	return other ? other->clock : q->clock;
 }
 
 /* ---- wakeup ------------------------------------------------------------ */
@@ -116,9 +92,8 @@ s32 BPF_STRUCT_OPS(numa_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wak
 		cc = cpu >= 0 ? lookup_cpu_ctx(cpu) : NULL;
 		seat = cc ? lookup_seat(cpu) : NULL;
 		q = seat ? lookup_queue(seat->shard) : NULL;
-		if (q && class_takes_over(&cc->run,
-					  fair_join(p, q->clock,
-						    clock_of(p, q->clock, seat->shard), true))) {
+		if (q && class_takes_over(&cc->run, fair_join(p, q->clock,
+							      clock_of(p, q, seat->shard), true))) {
 			enq_flags = SCX_ENQ_PREEMPT;
 			count(NUMA_PREEMPTIONS);
 			count(NUMA_PREEMPT_BATCH);
@@ -180,8 +155,11 @@ static __always_inline void kick_for(s32 idle, u32 home)
 	count(NUMA_KICKS);
 }
 
-/* @p waits at shard @home: wake an idle CPU of its cache or node, if there is one. */
-static __noinline bool kick_near(struct task_struct *p __arg_trusted, u32 home)
+/*
+ * @p waits at shard @home: wake an idle CPU of its cache or node, if there is one.
+ * This and the next are not static, so that they are verified once.
+ */
+bool kick_near(struct task_struct *p __arg_trusted, u32 home)
 {
 	struct shard *sh = lookup_shard(home);
 	s32 idle = claim_in_shard(p, home, false);
@@ -195,14 +173,14 @@ static __noinline bool kick_near(struct task_struct *p __arg_trusted, u32 home)
 }
 
 /* The same in other nodes, nearest first. */
-static __noinline void kick_remote(struct task_struct *p __arg_trusted, u32 home)
+bool kick_remote(struct task_struct *p __arg_trusted, u32 home)
 {
 	struct shard *sh = lookup_shard(home);
 	struct numa_node *n = sh ? lookup_node(sh->node) : NULL;
 	u32 i;
 
 	if (!n || strict)
-		return;
+		return false;
 	bpf_for(i, 0, NEAR_NODES) {
 		s32 idle;
 
@@ -213,8 +191,9 @@ static __noinline void kick_remote(struct task_struct *p __arg_trusted, u32 home
 			continue;
 		kick_for(idle, home);
 		count(NUMA_KICKS_REMOTE);
-		return;
+		return true;
 	}
+	return false;
 }
 
 /* @p waits at shard @home: let somebody come for it who would not do so anyway. */
@@ -235,7 +214,7 @@ void BPF_STRUCT_OPS(numa_enqueue, struct task_struct *p, u64 enq_flags)
 	struct task_ctx *tc = lookup_task(p);
 	const struct class_entry *ce = class_of(p);
 	u64 vtime, place, now, clock, slice = class_slice(ce);
-	u32 home, frame, kind = class_kind(ce);
+	u32 home, kind = class_kind(ce);
 	struct shard *sh, *here;
 	struct queue_ctx *q;
 	bool pinned, stream = enq_flags & SCX_ENQ_WAKEUP && sync_is_stream(p);
@@ -273,17 +252,16 @@ void BPF_STRUCT_OPS(numa_enqueue, struct task_struct *p, u64 enq_flags)
 		return;
 	}
 	now = scx_bpf_now();
-	frame = pinned ? frame_on(p, cpu, home) : home;
-	clock = clock_on(frame, cc, q);
-	vtime = fair_join(p, clock, clock_of(p, clock, frame), enq_flags & SCX_ENQ_WAKEUP);
+	clock = q->clock;
+	vtime = fair_join(p, clock, clock_of(p, q, home), enq_flags & SCX_ENQ_WAKEUP);
 	/*
 	 * One that slept and owes nothing starts level with the queue. If nobody
 	 * else can serve it, it starts level with who runs here: that one may be
-	 * behind the clock, and would keep it waiting until it isn't.
+	 * behind the queue by a slice, and would keep it waiting for as long.
 	 */
 	if (pinned && enq_flags & SCX_ENQ_WAKEUP && vtime == clock && time_before(cc->run.vtime, clock))
 		vtime = cc->run.vtime;
-	vtime = fair_marked(vtime - class_head(kind), frame, FAIR_QUEUED);
+	vtime = fair_marked(vtime - class_head(kind), home, FAIR_QUEUED);
 	p->scx.dsq_vtime = vtime;
 
 	if (pinned) {
@@ -315,33 +293,13 @@ void BPF_STRUCT_OPS(numa_enqueue, struct task_struct *p, u64 enq_flags)
 
 /* ---- dispatch ---------------------------------------------------------- */
 
-/*
- * Of those who are pinned to a CPU, none or one is left, and nobody is late because
- * of another: its clock is that of its cache. @prev, if not NULL, wants to go on.
- */
-static __always_inline void level(struct cpu_ctx *cc, const struct queue_ctx *q,
-				  struct task_struct *prev)
-{
-	s64 late;
-
-	cc->clock = fair_clock(cc->clock, q->clock);
-	if (!prev || fair_frame(prev->scx.dsq_vtime) < nr_shards)
-		return;
-	late = q->clock - credit_ns - run_vtime_now(&cc->run, prev);
-	if (late <= 0)
-		return;
-	late &= ~FAIR_MARKS;
-	cc->run.vtime += late;
-	prev->scx.dsq_vtime += late;
-}
-
-/* Take what is first among this CPU's pinned tasks, @nr_pinned, and its shard's queue. */
-static __noinline bool take_own(struct cpu_ctx *cc, s32 cpu, u32 shard, s32 nr_pinned)
+/* Take what is first among this CPU's pinned tasks and its shard's queue. */
+static __noinline bool take_own(struct cpu_ctx *cc, s32 cpu, u32 shard)
 {
 	u64 pinned, free;
 
 	cc->run.hurry = 0;
-	if (nr_pinned <= 0)
+	if (scx_bpf_dsq_nr_queued(PINNED_DSQ(cpu)) <= 0)
 		return take(cc, shard, NUMA_DISP_OWN);
 	if (first_vtime(PINNED_DSQ(cpu), &pinned) && first_vtime(shard, &free) &&
 	    time_before(free, pinned) && take(cc, shard, NUMA_DISP_OWN))
@@ -359,7 +317,7 @@ static __noinline bool take_own(struct cpu_ctx *cc, s32 cpu, u32 shard, s32 nr_p
  * go on. Does another go first?
  */
 static __always_inline bool replace(s32 cpu, struct task_struct *prev, struct cpu_ctx *cc,
-				    struct seat *seat, s32 nr_pinned)
+				    struct seat *seat)
 {
 	u64 mine = run_vtime_now(&cc->run, prev);
 	struct queue_ctx *q = lookup_queue(seat->shard);
@@ -371,7 +329,8 @@ static __always_inline bool replace(s32 cpu, struct task_struct *prev, struct cp
 	floor = time_before(first, mine) ? first : mine;
 	if (q && time_before(q->clock, floor))
 		q->clock = floor;
-	if (nr_pinned > 0 && first_vtime(PINNED_DSQ(cpu), &other) && time_before(other, first))
+	if (scx_bpf_dsq_nr_queued(PINNED_DSQ(cpu)) > 0 &&
+	    first_vtime(PINNED_DSQ(cpu), &other) && time_before(other, first))
 		first = other;
 	if (time_after(prev->se.exec_start, cc->balance_at) && !class_is_urgent(first, mine)) {
 		cc->balance_at = prev->se.exec_start + slice_ns / 2;
@@ -382,39 +341,34 @@ static __always_inline bool replace(s32 cpu, struct task_struct *prev, struct cp
 	}
 	if (time_before(mine - class_head(cc->run.kind), first))
 		return false;
-	return take_own(cc, cpu, seat->shard, nr_pinned);
+	return take_own(cc, cpu, seat->shard);
 }
 
-/* Is anything queued in this CPU's node? */
-static __always_inline bool work_waits(struct seat *seat)
+/* Is anything queued in this CPU's node, or for this CPU alone? */
+static __always_inline bool work_waits(struct seat *seat, s32 cpu)
 {
 	struct shard *sh = lookup_shard(seat->shard);
 	struct node_words *nw = sh ? words_of_node(sh->node) : NULL;
 
-	return nw && PEEK(nw->queued);
+	return (nw && PEEK(nw->queued)) || scx_bpf_dsq_nr_queued(PINNED_DSQ(cpu)) > 0;
 }
 
 void BPF_STRUCT_OPS(numa_dispatch, s32 cpu, struct task_struct *prev)
 {
 	struct cpu_ctx *cc = lookup_cpu_ctx(cpu);
 	struct seat *seat = lookup_seat(cpu);
-	struct queue_ctx *q = seat ? lookup_queue(seat->shard) : NULL;
-	s32 nr_pinned = scx_bpf_dsq_nr_queued(PINNED_DSQ(cpu));
-	bool goes_on = prev && (prev->scx.flags & SCX_TASK_QUEUED);
 
-	if (!cc || !seat || !q)
+	if (!cc || !seat)
 		return;
-	if (nr_pinned + (goes_on && prev->nr_cpus_allowed == 1) < 2)
-		level(cc, q, goes_on ? prev : NULL);
-	if (goes_on) {
-		if (!replace(cpu, prev, cc, seat, nr_pinned)) {
+	if (prev && (prev->scx.flags & SCX_TASK_QUEUED)) {
+		if (!replace(cpu, prev, cc, seat)) {
 			scx_bpf_task_set_slice(prev, class_slice(class_of(prev)));
 			class_runs(seat, cc->run.kind);
 			count(NUMA_KEPT);
 		}
 		return;
 	}
-	if (take_own(cc, cpu, seat->shard, nr_pinned) || take_elsewhere(cc, seat))
+	if (take_own(cc, cpu, seat->shard) || take_elsewhere(cc, seat))
 		return;
 
 	/*
@@ -424,9 +378,8 @@ void BPF_STRUCT_OPS(numa_dispatch, s32 cpu, struct task_struct *prev)
 	 */
 	count(NUMA_WENT_IDLE);
 	mark_idle(seat);
-	nr_pinned = scx_bpf_dsq_nr_queued(PINNED_DSQ(cpu));
-	if ((nr_pinned > 0 || work_waits(seat)) &&
-	    (take_own(cc, cpu, seat->shard, nr_pinned) || take_elsewhere(cc, seat))) {
+	if (work_waits(seat, cpu) &&
+	    (take_own(cc, cpu, seat->shard) || take_elsewhere(cc, seat))) {
 		mark_busy(seat);
 		count(NUMA_RECHECKS);
 	}
@@ -446,17 +399,15 @@ void BPF_STRUCT_OPS(numa_running, struct task_struct *p)
 	struct queue_ctx *q = seat ? lookup_queue(seat->shard) : NULL;
 	struct shard *sh = seat ? lookup_shard(seat->shard) : NULL;
 	const struct class_entry *ce = class_of(p);
-	u64 vtime, clock;
-	u32 frame;
+	u64 vtime;
 
 	if (!cc || !q || !sh)
 		return;
 	class_leave(p, class_kind(ce));
 	stream_leave(p);
-	frame = frame_on(p, cpu, seat->shard);
-	clock = clock_on(frame, cc, q);
-	vtime = fair_join(p, clock, clock_of(p, clock, frame), !fair_is_queued(p->scx.dsq_vtime));
-	vtime = fair_marked(vtime, frame, 0);
+	vtime = fair_join(p, q->clock, clock_of(p, q, seat->shard),
+			  !fair_is_queued(p->scx.dsq_vtime));
+	vtime = fair_marked(vtime, seat->shard, 0);
 	p->scx.dsq_vtime = vtime;
 	/*
 	 * Who overtakes the queue must not take its clock along. Shared by the
@@ -465,8 +416,6 @@ void BPF_STRUCT_OPS(numa_running, struct task_struct *p)
 	if (((cc->from_own && !class_head(class_kind(ce))) || !is_shard_queued(sh)) &&
 	    time_before(q->clock, vtime))
 		q->clock = vtime;
-	if (cc->from_own && frame >= nr_shards && !class_head(class_kind(ce)))
-		cc->clock = fair_clock(cc->clock, vtime);
 	cc->from_own = 0;
 	run_start(&cc->run, p, vtime);
 	class_start(&cc->run, ce, cpu);
@@ -504,6 +453,7 @@ void BPF_STRUCT_OPS(numa_tick, struct task_struct *p)
 	struct queue_ctx *q = seat ? lookup_queue(seat->shard) : NULL;
 	struct task_struct *first;
 	u64 now = scx_bpf_now();
+	bool waited, called = false;
 
 	if (!cc || !sh || !q)
 		return;
@@ -512,12 +462,15 @@ void BPF_STRUCT_OPS(numa_tick, struct task_struct *p)
 	if (scx_bpf_dsq_nr_queued(seat->shard) <= 0)
 		return;
 	mark_shard_queued(sh);
+	waited = time_before(q->queued_at + remote_wait_ns, now);
 	bpf_for_each(scx_dsq, first, seat->shard, 0) {
-		if (!kick_near(first, seat->shard) &&
-		    time_before(q->queued_at + remote_wait_ns, now))
-			kick_remote(first, seat->shard);
+		called = kick_near(first, seat->shard) ||
+			 (waited && kick_remote(first, seat->shard));
 		break;
 	}
+	/* It may be confined to busy CPUs, and another that waits be like the one that runs. */
+	if (!called && !kick_near(p, seat->shard) && waited)
+		kick_remote(p, seat->shard);
 }
 
 void BPF_STRUCT_OPS(numa_update_idle, s32 cpu, bool idle)

@@ -243,8 +243,8 @@ static __always_inline void leave_queue(struct task_struct *p)
 
 /* ---- queueing ---------------------------------------------------------- */
 
-/* @p waits on @cpu: let an idle CPU, if there is one, come and take it. */
-static __always_inline void kick_idle_for(const struct task_struct *p, s32 cpu)
+/* @p waits on @cpu: let an idle CPU, if there is one, come and take it. Not static, so that it is verified once. */
+bool kick_idle_for(struct task_struct *p __arg_trusted, s32 cpu)
 {
 	s32 idle = claim_near(p, cpu, false);
 	struct cpu_ctx *cc;
@@ -252,12 +252,13 @@ static __always_inline void kick_idle_for(const struct task_struct *p, s32 cpu)
 	if (idle < 0)
 		idle = claim_far(p, cpu);
 	if (idle < 0)
-		return;
+		return false;
 	cc = lookup_cpu_ctx(idle);
 	if (cc)
 		cc->hint = cpu + 1;
 	scx_bpf_kick_cpu(idle, SCX_KICK_IDLE);
 	count(STEAL_KICKS);
+	return true;
 }
 
 void BPF_STRUCT_OPS(steal_enqueue, struct task_struct *p, u64 enq_flags)
@@ -453,19 +454,20 @@ void BPF_STRUCT_OPS(steal_stopping, struct task_struct *p, bool runnable)
 	sync_stop(&cc->sync, p, !runnable, used);
 }
 
-/* Let an idle CPU, if there is one, take the first task that waits on @cpu. */
-static __noinline int call_thief(s32 cpu, struct seat *seat)
+/* Let an idle CPU take the first task that waits on @cpu. False if one waits and there is no such CPU. */
+static __noinline bool call_thief(s32 cpu, struct seat *seat)
 {
 	struct task_struct *first;
+	bool called = false;
 
 	if (!seat || scx_bpf_dsq_nr_queued(cpu) <= 0)
-		return 0;
+		return true;
 	mark_queued(seat);
 	bpf_for_each(scx_dsq, first, cpu, 0) {
-		kick_idle_for(first, cpu);
+		called = kick_idle_for(first, cpu);
 		break;
 	}
-	return 0;
+	return called;
 }
 
 /*
@@ -484,7 +486,9 @@ void BPF_STRUCT_OPS(steal_tick, struct task_struct *p)
 		return;
 	note_served(&cc->served_at, now);
 	cc->run.skew = now - p->se.exec_start;
-	call_thief(cpu, seat);
+	/* The first may be confined to busy CPUs, and another that waits be like the one that runs. */
+	if (!call_thief(cpu, seat))
+		kick_idle_for(p, cpu);
 }
 
 /*

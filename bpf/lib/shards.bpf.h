@@ -252,8 +252,11 @@ static __always_inline bool runs_anywhere(const struct task_struct *p)
 	return p->nr_cpus_allowed >= nr_possible;
 }
 
-/* May @p, which does not run anywhere, run on some CPU of this shard that is online? */
-static __noinline bool may_run_in(const struct task_struct *p __arg_trusted, u32 id)
+/*
+ * May @p, which does not run anywhere, run on some CPU of this shard that is online?
+ * Not static, so that it is verified once.
+ */
+bool may_run_in(struct task_struct *p __arg_trusted, u32 id)
 {
 	struct shard *sh = lookup_shard(id);
 	u32 k;
@@ -350,7 +353,7 @@ static __noinline s32 claim_in_node(const struct task_struct *p __arg_trusted, u
 		index = lowest(left);
 		left &= left - 1;
 		shard = n->first_shard + index;
-		if (!anywhere && !may_run_in(p, shard))
+		if (!anywhere && !may_run_in((struct task_struct *)p, shard))
 			continue;
 		tries++;
 		cpu = claim_in_shard(p, shard, false);

@@ -56,7 +56,6 @@ static __always_inline struct task_ctx *lookup_task(struct task_struct *p)
 /* What a CPU knows. Others read it, and write run.hurry and hint only. */
 struct cpu_ctx {
 	struct run_ctx run;	/* the task that runs */
-	u64 clock;		/* virtual time of those who are pinned to it */
 	u64 balance_at;		/* when to compare queues next */
 	u32 turn;		/* queue to compare the own one with next */
 	u32 hint;		/* 1 + the shard that whoever woke this CPU points to */

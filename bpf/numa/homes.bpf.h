@@ -98,7 +98,7 @@ static __always_inline bool may_live(const struct task_struct *p, u32 shard)
 
 	if (runs_anywhere(p))
 		return sh && PEEK(sh->nr_cpus);
-	return may_run_in(p, shard);
+	return may_run_in((struct task_struct *)p, shard);
 }
 
 /* May @p leave its home for good, for shard @shard? Not if its memory has to stay behind. */

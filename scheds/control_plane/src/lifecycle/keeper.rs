@@ -11,7 +11,7 @@ use crate::Topology;
 use crate::classes::ClassMap;
 use crate::options::CommonOpts;
 use crate::policy::{
-    ClassChange, Error, Journal, Machine, Policy, PolicyOpts, Session, check, resolve,
+    ClassChange, Error, Journal, Machine, Policy, PolicyOpts, Session, check, resolve, restore,
 };
 
 /// A policy, from the check before anything is loaded to the end.
@@ -178,10 +178,15 @@ impl Keeper {
 
     /// Undoes the policy. Dropping it does as well.
     pub(super) fn stop(self) {
-        let State::InForce(session) = self.state else {
-            return;
+        let undone = match self.state {
+            State::InForce(session) => session.stop(),
+            // What another left, by kill -9, or by starting itself anew.
+            State::Ready(_, mut journal) if !journal.entries().is_empty() => {
+                restore(&Machine::default(), &mut journal)
+            }
+            State::Ready(..) | State::Failed => return,
         };
-        match session.stop() {
+        match undone {
             Ok(report) => info!("policy undone, {} values put back", report.changes.len()),
             Err(err) => {
                 warn!("the policy could not be undone, `manycore policy restore` does it: {err}")

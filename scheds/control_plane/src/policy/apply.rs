@@ -42,13 +42,15 @@ pub fn apply(
     machine: &Machine,
     journal: &mut Journal,
 ) -> Result<Report, Error> {
-    let report = dry_run(policy, resolved, machine, journal.entries())?;
+    let (wishes, mut report) = compare(policy, resolved, machine, journal.entries())?;
+    hand_over(machine, &wishes, &mut report);
+    sort(&mut report.changes);
     transact(machine, journal, &report.changes)?;
     forget_gone(machine, journal)?;
     Ok(report)
 }
 
-/// What [`apply`] would do.
+/// What would be another value after [`apply`], which may take more than one step to some of them.
 ///
 /// # Errors
 /// [`Error::Mistakes`]; if the machine can't be read.
@@ -58,6 +60,18 @@ pub fn dry_run(
     machine: &Machine,
     owned: &[Entry],
 ) -> Result<Report, Error> {
+    let (_, mut report) = compare(policy, resolved, machine, owned)?;
+    sort(&mut report.changes);
+    Ok(report)
+}
+
+/// What a policy wants, and what is otherwise.
+fn compare(
+    policy: &Policy,
+    resolved: &Resolved,
+    machine: &Machine,
+    owned: &[Entry],
+) -> Result<(Vec<Wish>, Report), Error> {
     let mistakes = check(policy, resolved, machine)?;
     if !mistakes.is_empty() {
         return Err(Error::Mistakes(mistakes));
@@ -65,9 +79,7 @@ pub fn dry_run(
     let wishes = wishes(policy, resolved, machine, owned)?;
     let mut report = changes_for(machine, owned, &wishes)?;
     put_back_the_rest(machine, owned, &wishes, &mut report);
-    hand_over(machine, &wishes, &mut report.changes);
-    sort(&mut report.changes);
-    Ok(report)
+    Ok((wishes, report))
 }
 
 /// The changes that bring wishes about.

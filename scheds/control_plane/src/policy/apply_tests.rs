@@ -381,6 +381,16 @@ fn exclusive_cpus_change_hands() {
 }
 
 #[test]
+fn a_partition_that_somebody_else_has_set_stays() {
+    let fake = fake_of_traders();
+    fake.apply(&traders(HANDS[0])).unwrap();
+    fake.set("/top", "cpuset.cpus.partition", "isolated");
+    let report = fake.apply(&traders(HANDS[2])).unwrap();
+    assert_eq!(fake.get("/top", "cpuset.cpus.partition"), "isolated");
+    assert_eq!(report.left_alone.len(), 1, "{report:?}");
+}
+
+#[test]
 fn exclusive_cpus_change_hands_wholly_or_not_at_all() {
     let fake = fake_of_traders();
     let (first, second) = (traders(HANDS[0]), traders(HANDS[1]));

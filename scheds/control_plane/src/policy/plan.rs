@@ -6,7 +6,8 @@ use std::io;
 use super::machine::{ancestors, parent};
 use super::schema::{Mistake, Policy};
 use super::{
-    Assignment, CgroupFile, Controller, Entry, Error, IdSet, Machine, Resolved, Share, Target,
+    Assignment, CgroupFile, Controller, Entry, Error, IdSet, Machine, Report, Resolved, Share,
+    Target,
 };
 
 /// A value that a policy wants.
@@ -297,13 +298,15 @@ fn file_wishes(
 /// Lets exclusive CPUs change hands. The kernel lets no two cgroups have the same at any time, and takes a partition apart
 /// that loses CPUs. So partitions that get other CPUs are dissolved meanwhile, and what a cgroup is to lose is taken from it
 /// before anybody is given anything.
-pub(super) fn hand_over(machine: &Machine, wishes: &[Wish], changes: &mut Vec<Change>) {
+pub(super) fn hand_over(machine: &Machine, wishes: &[Wish], report: &mut Report) {
+    let (left_alone, changes) = (&report.left_alone, &mut report.changes);
     let mut more = Vec::new();
     for wish in wishes {
         if let Target::File {
             cgroup,
             file: CgroupFile::Partition,
         } = &wish.target
+            && !left_alone.iter().any(|left| left.target == wish.target)
             && changes.iter().any(|change| moves_cpus(change, cgroup))
             && let Ok(now) = machine.read(&wish.target)
             && now != "member"
