@@ -276,7 +276,7 @@ void BPF_STRUCT_OPS(numa_enqueue, struct task_struct *p, u64 enq_flags)
 		place = stream_place(vtime, stream && kind == CLASS_NORMAL, &slice);
 		scx_bpf_dsq_insert_vtime(p, home, slice, place, enq_flags);
 		count(NUMA_ENQ_HOME);
-		if (!is_shard_queued(sh) || scx_bpf_dsq_nr_queued(home) <= 0)
+		if (!is_shard_queued(sh))
 			q->queued_at = now;
 		mark_shard_queued(sh);
 		call_for(p, home, sh, kind);

@@ -67,7 +67,7 @@ struct cpu_ctx {
 /* What the CPUs of a shard share. */
 struct queue_ctx {
 	u64 clock;		/* virtual time of its queue */
-	u64 queued_at;		/* when a task came into the empty queue */
+	u64 queued_at;		/* when a task came in after somebody had found the queue empty */
 	u64 served_at;		/* when one of the CPUs last scheduled, roughly */
 } __attribute__((aligned(CACHE_PAIR)));
 
