@@ -34,6 +34,7 @@ pub(crate) fn function(name: &str) -> Option<Function> {
         "topo" => topo::topo,
         "probe" => topo::probe,
         "policy" => policy::policy,
+        "policy_trade" => policy::policy_trade,
         "policy_daemon" => policy_daemon::policy_daemon,
         "classes" => policy_daemon::classes,
         "help" => use_and_misuse::help,

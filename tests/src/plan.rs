@@ -221,6 +221,8 @@ pub const CASES: &[Case] = &[
     machine("probe", 180),
     // A policy is applied and undone, by whatever way, on real cgroups.
     machine("policy", 500),
+    // Exclusive services get each other's CPUs.
+    machine("policy_trade", 400),
     // `-V`, `--help` and `--help-stats` without root.
     scheduler("help", 120),
     // No root, a slice of 0 or of an hour: refused, nothing loaded.

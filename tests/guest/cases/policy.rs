@@ -56,12 +56,29 @@ pub(crate) fn policy(setting: &Setting) -> Result<String> {
         world.restore(&before).context("after restore")?;
         writes += world.check_killed(&before)?;
         world.check_reload(&machine, &before)?;
-        world.check_trade(&before)?;
         world.check_others(&before)?;
     }
     Ok(format!(
         "applied, killed {writes} times, reloaded and restored, with controllers off and on before"
     ))
+}
+
+/// Exclusive CPUs change hands, and all stay partitions.
+pub(crate) fn policy_trade(_: &Setting) -> Result<String> {
+    let world = World::new(false)?;
+    let before = world.snapshot()?;
+    for trade in TRADES.iter().chain(&TRADES) {
+        let service = |(cgroup, cpus): &(&str, &str)| {
+            format!("[[service]]\ncgroup = \"/{cgroup}\"\ncpus = \"{cpus}\"\nexclusive = true\n")
+        };
+        apply(&trade.iter().map(service).collect::<String>())?;
+        for (cgroup, cpus) in trade {
+            same(&format!("{cgroup}/cpuset.cpus.partition"), "root")?;
+            same(&format!("{cgroup}/cpuset.cpus.effective"), cpus)?;
+        }
+    }
+    world.restore(&before).context("after a trade")?;
+    Ok(format!("{} trades among three services", 2 * TRADES.len()))
 }
 
 /// Cgroups with a task in each, removed at the end.
@@ -265,23 +282,6 @@ impl World {
         same("latency/cpuset.cpus.partition", "member")?;
         same("latency/cpu.weight", "7")?;
         self.restore(before).context("after a reload")
-    }
-
-    /// Exclusive CPUs change hands, and all stay partitions.
-    fn check_trade(&self, before: &BTreeMap<PathBuf, Vec<u8>>) -> Result<()> {
-        for trade in TRADES.iter().chain(&TRADES) {
-            let service = |(cgroup, cpus): &(&str, &str)| {
-                format!(
-                    "[[service]]\ncgroup = \"/{cgroup}\"\ncpus = \"{cpus}\"\nexclusive = true\n"
-                )
-            };
-            apply(&trade.iter().map(service).collect::<String>())?;
-            for (cgroup, cpus) in trade {
-                same(&format!("{cgroup}/cpuset.cpus.partition"), "root")?;
-                same(&format!("{cgroup}/cpuset.cpus.effective"), cpus)?;
-            }
-        }
-        self.restore(before).context("after a trade")
     }
 
     /// What somebody else sets in the meantime is not undone.
