@@ -174,7 +174,7 @@ const TWO_CPUS_NOT_QUICK: Pick = Pick::Only(&["unloads_on_sigkill", "fair", "sta
 const SEVERAL_CACHES: Pick = Pick::Only(&["topology", "topo", "no_idle_cpu"]);
 /// In guests of its own: it changes cpusets and NUMA balancing while tasks run, and what is wrong afterwards is its own.
 const POLICY: Pick = Pick::Only(&["policy"]);
-/// Not in the quick set: dozens of partitions are made, and one guest of 6.12 in seven hung while they were.
+/// In a guest of its own, as the cgroups are the same, and not in the quick set.
 const POLICY_TRADE: Pick = Pick::Only(&["policy_trade"]);
 const POLICY_DAEMON: Pick = Pick::Only(&["policy_daemon"]);
 /// On a virtual clock: how soon is about the daemon, not about the host.
