@@ -134,9 +134,7 @@ static __always_inline s32 some_cpu(const struct task_struct *p, const struct sh
 	bpf_for(k, 0, SHARD_WORDS) {
 		if (k >= sh->nr_words)
 			break;
-		cpus = PEEK(sh->cpus[k & (SHARD_WORDS - 1)]);
-		if (!runs_anywhere(p))
-			cpus &= allowed_word(p, sh->first_cpu[k & (SHARD_WORDS - 1)]);
+		cpus = usable_word(p, sh, k);
 		if (cpus)
 			return sh->first_cpu[k & (SHARD_WORDS - 1)] +
 			       ((lowest(turned(cpus, from & 63)) + from) & 63);
@@ -453,7 +451,7 @@ void BPF_STRUCT_OPS(numa_tick, struct task_struct *p)
 	struct queue_ctx *q = seat ? lookup_queue(seat->shard) : NULL;
 	struct task_struct *first;
 	u64 now = scx_bpf_now();
-	bool waited, called = false;
+	bool waited, done = false;
 
 	if (!cc || !sh || !q)
 		return;
@@ -464,12 +462,13 @@ void BPF_STRUCT_OPS(numa_tick, struct task_struct *p)
 	mark_shard_queued(sh);
 	waited = time_before(q->queued_at + remote_wait_ns, now);
 	bpf_for_each(scx_dsq, first, seat->shard, 0) {
-		called = kick_near(first, seat->shard) ||
-			 (waited && kick_remote(first, seat->shard));
+		done = kick_near(first, seat->shard) ||
+		       (waited && kick_remote(first, seat->shard)) ||
+		       runs_anywhere(first);
 		break;
 	}
 	/* It may be confined to busy CPUs, and another that waits be like the one that runs. */
-	if (!called && !kick_near(p, seat->shard) && waited)
+	if (!done && !kick_near(p, seat->shard) && waited)
 		kick_remote(p, seat->shard);
 }
 

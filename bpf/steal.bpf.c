@@ -29,6 +29,7 @@
 
 #include "steal/ctx.bpf.h"
 #include "steal/home.bpf.h"
+#include "steal/claim.bpf.h"
 #include "steal/search.bpf.h"
 #include "steal/show.bpf.h"
 
@@ -65,128 +66,6 @@ static __noinline u64 clock_it_left(const struct cpu_ctx *cc, u64 vtime)
 }
 
 /* ---- wakeup ------------------------------------------------------------ */
-
-/*
- * Take an idle CPU for @p in the node of @cpu, the nearest to it. With @prev_too,
- * @cpu itself is one. Returns its id, or -EBUSY.
- */
-static s32 claim_near(const struct task_struct *p __arg_trusted, s32 cpu, bool prev_too)
-{
-	struct seat *seat = lookup_seat(cpu);
-	struct shard *sh;
-	s32 idle;
-
-	if (!seat)
-		return -EBUSY;
-	sh = lookup_shard(seat->shard);
-	if (!sh)
-		return -EBUSY;
-
-	prev_too = prev_too && bpf_cpumask_test_cpu(cpu, p->cpus_ptr);
-	if (prev_too && claim_cpu(seat, true)) {
-		count(STEAL_WAKE_PREV);
-		return cpu;
-	}
-	if (has_smt) {
-		idle = claim_in_shard(p, seat->shard, true);
-		if (idle >= 0) {
-			count(STEAL_WAKE_LLC);
-			return idle;
-		}
-		if (prev_too && claim_cpu(seat, false)) {
-			count(STEAL_WAKE_PREV);
-			return cpu;
-		}
-	}
-	idle = claim_in_shard(p, seat->shard, false);
-	if (idle >= 0) {
-		count(STEAL_WAKE_LLC);
-		return idle;
-	}
-	idle = claim_in_node(p, sh->node, seat->shard);
-	if (idle >= 0)
-		count(STEAL_WAKE_NODE);
-	return idle;
-}
-
-/* The same in other nodes, nearest first. */
-static s32 claim_far(const struct task_struct *p __arg_trusted, s32 cpu)
-{
-	struct seat *seat = lookup_seat(cpu);
-	struct shard *sh = seat ? lookup_shard(seat->shard) : NULL;
-	struct numa_node *n = sh ? lookup_node(sh->node) : NULL;
-	s32 idle;
-	u32 i;
-
-	if (!n)
-		return -EBUSY;
-	bpf_for(i, 0, NEAR_NODES) {
-		if (i >= n->nr_near)
-			break;
-		idle = claim_in_node(p, n->near[i & (NEAR_NODES - 1)], NO_SHARD);
-		if (idle >= 0) {
-			count(STEAL_WAKE_REMOTE);
-			return idle;
-		}
-	}
-	return -EBUSY;
-}
-
-/* The same in the node where @p, which was just @born or ran on @prev_cpu last, is at home, unless that is this one. */
-static __always_inline s32 claim_home(struct task_struct *p, s32 prev_cpu, bool born)
-{
-	s32 home, idle = -EBUSY;
-	struct cpu_ctx *cc;
-
-	if (born) {
-		cc = lookup_cpu_ctx(bpf_get_smp_processor_id());
-		if (cc)
-			idle = claim_roomy(p, &cc->room, node_of(prev_cpu), 3);
-		if (idle >= 0)
-			count(STEAL_WAKE_REMOTE);
-		return idle;
-	}
-	home = home_of(p, prev_cpu);
-	if (home >= 0)
-		idle = claim_near(p, home, true);
-	if (idle >= 0)
-		count(STEAL_WENT_HOME);
-	return idle;
-}
-
-/*
- * No CPU is idle. Where is @p to wait? On @cpu, where it ran last, unless others
- * wait there already: then rather on one of its cache where nobody does.
- */
-static s32 wait_near(const struct task_struct *p __arg_trusted, s32 cpu)
-{
-	struct seat *seat = lookup_seat(cpu);
-	struct shard *sh = seat ? lookup_shard(seat->shard) : NULL;
-	u32 k, first, from = (cpu + 1) & 63;
-	struct shard_words *w;
-	u64 calm;
-	s32 other;
-
-	if (!sh || !is_marked_queued(seat))
-		return cpu;
-	w = words_of_shard(seat->shard);
-	if (!w)
-		return cpu;
-	bpf_for(k, 0, SHARD_WORDS) {
-		if (k >= sh->nr_words)
-			break;
-		first = sh->first_cpu[k & (SHARD_WORDS - 1)];
-		calm = sh->cpus[k & (SHARD_WORDS - 1)] & ~PEEK(w->queued[k & (SHARD_WORDS - 1)]);
-		if (!runs_anywhere(p))
-			calm &= allowed_word(p, first);
-		if (!calm)
-			continue;
-		other = first + ((lowest(turned(calm, from)) + from) & 63);
-		seat = lookup_seat(other);
-		return seat && !seat->leaving ? other : cpu;
-	}
-	return cpu;
-}
 
 s32 BPF_STRUCT_OPS(steal_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake_flags)
 {
@@ -242,24 +121,6 @@ static __always_inline void leave_queue(struct task_struct *p)
 }
 
 /* ---- queueing ---------------------------------------------------------- */
-
-/* @p waits on @cpu: let an idle CPU, if there is one, come and take it. Not static, so that it is verified once. */
-bool kick_idle_for(struct task_struct *p __arg_trusted, s32 cpu)
-{
-	s32 idle = claim_near(p, cpu, false);
-	struct cpu_ctx *cc;
-
-	if (idle < 0)
-		idle = claim_far(p, cpu);
-	if (idle < 0)
-		return false;
-	cc = lookup_cpu_ctx(idle);
-	if (cc)
-		cc->hint = cpu + 1;
-	scx_bpf_kick_cpu(idle, SCX_KICK_IDLE);
-	count(STEAL_KICKS);
-	return true;
-}
 
 void BPF_STRUCT_OPS(steal_enqueue, struct task_struct *p, u64 enq_flags)
 {
@@ -454,22 +315,6 @@ void BPF_STRUCT_OPS(steal_stopping, struct task_struct *p, bool runnable)
 	sync_stop(&cc->sync, p, !runnable, used);
 }
 
-/* Let an idle CPU take the first task that waits on @cpu. False if one waits and there is no such CPU. */
-static __noinline bool call_thief(s32 cpu, struct seat *seat)
-{
-	struct task_struct *first;
-	bool called = false;
-
-	if (!seat || scx_bpf_dsq_nr_queued(cpu) <= 0)
-		return true;
-	mark_queued(seat);
-	bpf_for_each(scx_dsq, first, cpu, 0) {
-		called = kick_idle_for(first, cpu);
-		break;
-	}
-	return called;
-}
-
 /*
  * Each tick: a task may wait here that no idle CPU was told of, because none was
  * idle then; or that nobody sees, as a thief cleared the bit between its being set
@@ -489,27 +334,6 @@ void BPF_STRUCT_OPS(steal_tick, struct task_struct *p)
 	/* The first may be confined to busy CPUs, and another that waits be like the one that runs. */
 	if (!call_thief(cpu, seat))
 		kick_idle_for(p, cpu);
-}
-
-/*
- * Run by the daemon ten times a second, for CPUs that run nothing of ours, and so
- * have no ticks: a task may wait there as well, unseen.
- */
-SEC("syscall")
-int steal_call_thieves(void *ctx)
-{
-	u32 cpu;
-
-	bpf_for(cpu, 0, nr_cpu_ids) {
-		struct seat *seat = lookup_seat(cpu);
-
-		if (!seat || is_marked_queued(seat))
-			continue;
-		bpf_rcu_read_lock();
-		call_thief(cpu, seat);
-		bpf_rcu_read_unlock();
-	}
-	return 0;
 }
 
 void BPF_STRUCT_OPS(steal_update_idle, s32 cpu, bool idle)

@@ -69,7 +69,7 @@ static __noinline u32 roomy_node(struct room *room, u32 own, u32 quarters)
 }
 
 /* Takes an idle CPU for @p, which was just born, in roomy_node(). Returns its id, or -EBUSY. */
-static __always_inline s32 claim_roomy(const struct task_struct *p, struct room *room, u32 own,
+static __always_inline s32 claim_roomy(struct task_struct *p, struct room *room, u32 own,
 				       u32 quarters)
 {
 	u32 node = roomy_node(room, own, quarters);

@@ -252,9 +252,18 @@ static __always_inline bool runs_anywhere(const struct task_struct *p)
 	return p->nr_cpus_allowed >= nr_possible;
 }
 
+/* The bits of word @k of this shard's CPUs: those that are online and where @p may run. */
+static __always_inline u64 usable_word(const struct task_struct *p, const struct shard *sh, u32 k)
+{
+	u32 word = k & (SHARD_WORDS - 1);
+	u64 cpus = PEEK(sh->cpus[word]);
+
+	return runs_anywhere(p) ? cpus : cpus & allowed_word(p, sh->first_cpu[word]);
+}
+
 /*
- * May @p, which does not run anywhere, run on some CPU of this shard that is online?
- * Not static, so that it is verified once.
+ * May @p run on some CPU of this shard that is online? Not static, so that it is
+ * verified once.
  */
 bool may_run_in(struct task_struct *p __arg_trusted, u32 id)
 {
@@ -266,8 +275,7 @@ bool may_run_in(struct task_struct *p __arg_trusted, u32 id)
 	bpf_for(k, 0, SHARD_WORDS) {
 		if (k >= sh->nr_words)
 			break;
-		if (allowed_word(p, sh->first_cpu[k & (SHARD_WORDS - 1)]) &
-		    PEEK(sh->cpus[k & (SHARD_WORDS - 1)]))
+		if (usable_word(p, sh, k))
 			return true;
 	}
 	return false;
@@ -277,9 +285,10 @@ bool may_run_in(struct task_struct *p __arg_trusted, u32 id)
 
 /*
  * Take an idle CPU of shard @id that @p may run on, a whole core if there is
- * one. Returns its id, or -EBUSY.
+ * one. Returns its id, or -EBUSY. This and the next are not static, so that they
+ * are verified once in each program, and not anew for each way to get there.
  */
-static __noinline s32 claim_in_shard(const struct task_struct *p __arg_trusted, u32 id, bool core_only)
+s32 claim_in_shard(struct task_struct *p __arg_trusted, u32 id, bool core_only)
 {
 	struct shard *sh = lookup_shard(id);
 	struct shard_words *w = words_of_shard(id);
@@ -329,7 +338,7 @@ static __noinline s32 claim_in_shard(const struct task_struct *p __arg_trusted, 
 #define SHARD_TRIES	3
 
 /* The same for the shards of a node but @except. Those where @p may not run are passed over. */
-static __noinline s32 claim_in_node(const struct task_struct *p __arg_trusted, u32 id, u32 except)
+s32 claim_in_node(struct task_struct *p __arg_trusted, u32 id, u32 except)
 {
 	struct numa_node *n = lookup_node(id);
 	struct node_words *nw = words_of_node(id);
@@ -353,7 +362,7 @@ static __noinline s32 claim_in_node(const struct task_struct *p __arg_trusted, u
 		index = lowest(left);
 		left &= left - 1;
 		shard = n->first_shard + index;
-		if (!anywhere && !may_run_in((struct task_struct *)p, shard))
+		if (!anywhere && !may_run_in(p, shard))
 			continue;
 		tries++;
 		cpu = claim_in_shard(p, shard, false);

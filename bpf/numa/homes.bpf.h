@@ -91,20 +91,10 @@ static __always_inline bool memory_node_changed(const struct task_struct *p, str
 	return true;
 }
 
-/* May @p run on any CPU of this shard that is online? */
-static __always_inline bool may_live(const struct task_struct *p, u32 shard)
-{
-	struct shard *sh = lookup_shard(shard);
-
-	if (runs_anywhere(p))
-		return sh && PEEK(sh->nr_cpus);
-	return may_run_in((struct task_struct *)p, shard);
-}
-
 /* May @p leave its home for good, for shard @shard? Not if its memory has to stay behind. */
 static __noinline bool may_settle(struct task_struct *p __arg_trusted, u32 shard)
 {
-	return !strict && p->nr_cpus_allowed > 1 && may_live(p, shard) && memory_node(p) < 0;
+	return !strict && p->nr_cpus_allowed > 1 && may_run_in(p, shard) && memory_node(p) < 0;
 }
 
 /*
@@ -124,14 +114,14 @@ static __noinline u32 home_of(struct task_struct *p __arg_trusted, struct task_c
 		nid = memory_node(p);
 		node = nid >= 0 ? node_index(nid) : NO_SHARD;
 		if (node != NO_SHARD && (tc->home == NO_HOME || node != tc->node) &&
-		    may_live(p, some_shard(node, p)))
+		    may_run_in(p, some_shard(node, p)))
 			set_home(tc, some_shard(node, p), NUMA_HOME_MEMORY);
 	}
 	if (tc->home == NO_HOME)
 		set_home(tc, here, NUMA_HOME_FIRST);
 	if (tc->home == NO_HOME)
 		return here;
-	if (!may_live(p, tc->home)) {
+	if (!may_run_in(p, tc->home)) {
 		set_home(tc, here, NUMA_HOME_AFFINITY);
 		return tc->home;
 	}
@@ -141,7 +131,7 @@ static __noinline u32 home_of(struct task_struct *p __arg_trusted, struct task_c
 		node = nid >= 0 ? node_index(nid) : NO_SHARD;
 		tc->kernel_nid = nid;
 		if (!strict && node != NO_SHARD && node != tc->node &&
-		    may_live(p, some_shard(node, p)))
+		    may_run_in(p, some_shard(node, p)))
 			set_home(tc, some_shard(node, p), NUMA_HOME_KERNEL);
 		return tc->home;
 	}

@@ -70,14 +70,17 @@ static __always_inline bool has_waited(u32 victim, struct hunt *h)
 	return false;
 }
 
-/* Steal within shard @id, starting after the thief's number and going around. */
-static __noinline bool steal_in_shard(struct cpu_ctx *cc, u32 id, struct hunt *h)
+/*
+ * Steal within shard @id, starting after the thief's number and going around. This
+ * and the next are not static, so that they are verified once.
+ */
+bool steal_in_shard(struct cpu_ctx *cc __arg_nonnull, u32 id, struct hunt *h __arg_nonnull)
 {
 	struct shard *sh = lookup_shard(id);
 	struct shard_words *w = words_of_shard(id);
 	u32 k, probe, from = (h->cpu + 1) & 63;
 
-	if (!sh || !w || !cc || !any_bit(w->queued))
+	if (!sh || !w || !any_bit(w->queued))
 		return false;
 	bpf_for(k, 0, SHARD_WORDS) {
 		u64 left;
@@ -103,8 +106,8 @@ static __noinline bool steal_in_shard(struct cpu_ctx *cc, u32 id, struct hunt *h
 }
 
 /* Steal within a node, but not from shard @except. */
-static __noinline bool steal_in_node(struct cpu_ctx *cc, u32 id, u32 except,
-				     struct hunt *h)
+bool steal_in_node(struct cpu_ctx *cc __arg_nonnull, u32 id, u32 except,
+		   struct hunt *h __arg_nonnull)
 {
 	struct numa_node *n = lookup_node(id);
 	struct node_words *nw = words_of_node(id);
@@ -298,19 +301,33 @@ struct fair_look {
 	s64 least;		/* what that has to be worth, ns */
 };
 
-/* A shard of @n other than @except where somebody waits, or NO_SHARD: by turns, one after the other. */
-static __always_inline void look_in_node(struct fair_look *look, const struct numa_node *n, u32 node,
-					 u32 except, u32 turn)
+/*
+ * A shard of this node other than @except where somebody waits, or NO_SHARD: by
+ * turns, one after the other. Not static, so that it is verified once.
+ */
+u32 waiting_shard(u32 node, u32 except, u32 turn)
 {
 	struct node_words *nw = words_of_node(node);
-	u32 nr = n->nr_shards ?: 1, from = turn % nr & 63;
-	u64 left = nw ? PEEK(nw->queued) : 0;
+	struct numa_node *n = lookup_node(node);
+	u32 from;
+	u64 left;
 
+	if (!nw || !n || !n->nr_shards)
+		return NO_SHARD;
+	from = turn % n->nr_shards & 63;
+	left = PEEK(nw->queued);
 	if (except != NO_SHARD)
 		left &= ~(1ULL << ((except - n->first_shard) & 63));
 	left = turned(left, from);
-	look->shard = left ? n->first_shard + ((lowest(left) + from) & 63) : NO_SHARD;
-	look->round = turn / nr;
+	return left ? n->first_shard + ((lowest(left) + from) & 63) : NO_SHARD;
+}
+
+/* So, in this node, whose turn it is for the @turn'th time. */
+static __always_inline void look_in_node(struct fair_look *look, const struct numa_node *n, u32 node,
+					 u32 except, u32 turn)
+{
+	look->shard = waiting_shard(node, except, turn);
+	look->round = turn / (n->nr_shards ?: 1);
 }
 
 /* A queue to take from. */

@@ -105,7 +105,7 @@ impl Procs {
         self.0.iter().map(Child::id)
     }
 
-    fn tids(&self) -> Result<Vec<i32>> {
+    pub(crate) fn tids(&self) -> Result<Vec<i32>> {
         let mut tids = Vec::new();
         for pid in self.pids() {
             let dir = format!("/proc/{pid}/task");

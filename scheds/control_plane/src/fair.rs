@@ -52,22 +52,24 @@ pub struct FairOpts {
     pub shares: ShareOpts,
 }
 
-/// Sets in an open object `$skel`, whose operations are `$ops` (`steal_ops_mut`), what [`FairOpts`], [`CommonOpts`] and
-/// [`Shards`] say. In a function that returns [`anyhow::Result`]: it fails if libbpf refuses a size.
+/// Sets in an open object `$skel`, whose operations are `$ops` (`steal_ops_mut`), what [`FairOpts`], [`CommonOpts`],
+/// [`Topology`] and [`Shards`] say. In a function that returns [`anyhow::Result`]: it fails if libbpf refuses a size.
 ///
 /// A macro, since each object's tables have types of their own, with the same names.
 ///
 /// [`CommonOpts`]: crate::CommonOpts
+/// [`Topology`]: crate::Topology
 /// [`Shards`]: crate::shards::Shards
 #[macro_export]
 macro_rules! configure_fair {
-    ($skel:expr, $ops:ident, $fair:expr, $common:expr, $shards:expr) => {{
+    ($skel:expr, $ops:ident, $fair:expr, $common:expr, $topology:expr, $shards:expr) => {{
         use ::anyhow::Context as _;
-        let (fair, common, shards): (
+        let (fair, common, topology, shards): (
             &$crate::fair::FairOpts,
             &$crate::CommonOpts,
+            &$crate::Topology,
             &$crate::shards::Shards,
-        ) = ($fair, $common, $shards);
+        ) = ($fair, $common, $topology, $shards);
         let (cpus, queues) = (shards.nr_cpu_ids(), shards.shards().len() as u32);
         let rodata = $skel
             .maps
@@ -112,5 +114,8 @@ macro_rules! configure_fair {
         let ops = $skel.struct_ops.$ops();
         ops.exit_dump_len = common.exit_dump_len;
         ops.flags = common.ops_flags();
+        if let Some(seq) = topology.hotplug_seq() {
+            ops.hotplug_seq = seq;
+        }
     }};
 }

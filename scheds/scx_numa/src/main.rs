@@ -54,9 +54,6 @@ impl Daemon for Opts {
         let open_opts = self.common.libbpf.clone().into_bpf_open_opts();
         let mut skel = scx_ops_open!(builder, object, numa_ops, open_opts)?;
         self.configure(&mut skel, topology, &shards)?;
-        if let Some(seq) = topology.hotplug_seq() {
-            skel.struct_ops.numa_ops_mut().hotplug_seq = seq;
-        }
         let mut skel = scx_ops_load!(skel, numa_ops, uei)?;
         shards
             .fill(&skel.maps.seats, &skel.maps.shards, &skel.maps.nodes)
@@ -94,7 +91,14 @@ impl Opts {
         topology: &Topology,
         shards: &Shards,
     ) -> Result<()> {
-        configure_fair!(skel, numa_ops_mut, &self.fair, &self.common, shards);
+        configure_fair!(
+            skel,
+            numa_ops_mut,
+            &self.fair,
+            &self.common,
+            topology,
+            shards
+        );
         let maps = &mut skel.maps;
         let rodata = maps.rodata_data.as_deref_mut();
         let rodata = rodata.context("the object has no read-only data")?;

@@ -48,10 +48,7 @@ impl Daemon for Opts {
         let builder = BpfSkelBuilder::default();
         let open_opts = self.common.libbpf.clone().into_bpf_open_opts();
         let mut skel = scx_ops_open!(builder, object, steal_ops, open_opts)?;
-        self.configure(&mut skel, &shards)?;
-        if let Some(seq) = topology.hotplug_seq() {
-            skel.struct_ops.steal_ops_mut().hotplug_seq = seq;
-        }
+        self.configure(&mut skel, topology, &shards)?;
         let mut skel = scx_ops_load!(skel, steal_ops, uei)?;
         shards
             .fill(&skel.maps.seats, &skel.maps.shards, &skel.maps.nodes)
@@ -82,8 +79,20 @@ impl Daemon for Opts {
 
 impl Opts {
     /// Sets what can only be set before the object is loaded.
-    fn configure(&self, skel: &mut OpenBpfSkel<'_>, shards: &Shards) -> Result<()> {
-        configure_fair!(skel, steal_ops_mut, &self.fair, &self.common, shards);
+    fn configure(
+        &self,
+        skel: &mut OpenBpfSkel<'_>,
+        topology: &Topology,
+        shards: &Shards,
+    ) -> Result<()> {
+        configure_fair!(
+            skel,
+            steal_ops_mut,
+            &self.fair,
+            &self.common,
+            topology,
+            shards
+        );
         let rodata = skel.maps.rodata_data.as_deref_mut();
         let rodata = rodata.context("the object has no read-only data")?;
         rodata.remote_wait_ns = self.remote_wait_us * 1000;

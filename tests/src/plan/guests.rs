@@ -254,7 +254,9 @@ pub const GUESTS: &[Guest] = &[
     )
     .full(),
     Guest::new("6.12", "t128", MANY_CPUS).full(),
+    Guest::new("debian", "t128", MANY_CPUS).full(),
     Guest::new("6.12", "t64", MANY_CPUS).full(),
+    Guest::new("debian", "t64", MANY_CPUS).full(),
     Guest::new("6.12", "t32", MANY_CPUS).full(),
     Guest::new("debian", "t32", MANY_CPUS).full(),
     Guest::new("6.12", "t40-llc", ODD).full(),

@@ -1,0 +1,186 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * How a task finds a CPU: an idle one that it takes when it wakes up, nearest first;
+ * one where nobody waits yet, if none idles; and, while it waits, an idle one that is
+ * told to come for it.
+ */
+#ifndef __STEAL_CLAIM_BPF_H
+#define __STEAL_CLAIM_BPF_H
+
+#include "steal/home.bpf.h"
+
+/*
+ * Take an idle CPU for @p in the node of @cpu, the nearest to it. With @prev_too,
+ * @cpu itself is one. Returns its id, or -EBUSY.
+ */
+static s32 claim_near(struct task_struct *p __arg_trusted, s32 cpu, bool prev_too)
+{
+	struct seat *seat = lookup_seat(cpu);
+	struct shard *sh;
+	s32 idle;
+
+	if (!seat)
+		return -EBUSY;
+	sh = lookup_shard(seat->shard);
+	if (!sh)
+		return -EBUSY;
+
+	prev_too = prev_too && bpf_cpumask_test_cpu(cpu, p->cpus_ptr);
+	if (prev_too && claim_cpu(seat, true)) {
+		count(STEAL_WAKE_PREV);
+		return cpu;
+	}
+	if (has_smt) {
+		idle = claim_in_shard(p, seat->shard, true);
+		if (idle >= 0) {
+			count(STEAL_WAKE_LLC);
+			return idle;
+		}
+		if (prev_too && claim_cpu(seat, false)) {
+			count(STEAL_WAKE_PREV);
+			return cpu;
+		}
+	}
+	idle = claim_in_shard(p, seat->shard, false);
+	if (idle >= 0) {
+		count(STEAL_WAKE_LLC);
+		return idle;
+	}
+	idle = claim_in_node(p, sh->node, seat->shard);
+	if (idle >= 0)
+		count(STEAL_WAKE_NODE);
+	return idle;
+}
+
+/* The same in other nodes, nearest first. */
+static s32 claim_far(struct task_struct *p __arg_trusted, s32 cpu)
+{
+	struct seat *seat = lookup_seat(cpu);
+	struct shard *sh = seat ? lookup_shard(seat->shard) : NULL;
+	struct numa_node *n = sh ? lookup_node(sh->node) : NULL;
+	s32 idle;
+	u32 i;
+
+	if (!n)
+		return -EBUSY;
+	bpf_for(i, 0, NEAR_NODES) {
+		if (i >= n->nr_near)
+			break;
+		idle = claim_in_node(p, n->near[i & (NEAR_NODES - 1)], NO_SHARD);
+		if (idle >= 0) {
+			count(STEAL_WAKE_REMOTE);
+			return idle;
+		}
+	}
+	return -EBUSY;
+}
+
+/* The same in the node where @p, which was just @born or ran on @prev_cpu last, is at home, unless that is this one. */
+static __always_inline s32 claim_home(struct task_struct *p, s32 prev_cpu, bool born)
+{
+	s32 home, idle = -EBUSY;
+	struct cpu_ctx *cc;
+
+	if (born) {
+		cc = lookup_cpu_ctx(bpf_get_smp_processor_id());
+		if (cc)
+			idle = claim_roomy(p, &cc->room, node_of(prev_cpu), 3);
+		if (idle >= 0)
+			count(STEAL_WAKE_REMOTE);
+		return idle;
+	}
+	home = home_of(p, prev_cpu);
+	if (home >= 0)
+		idle = claim_near(p, home, true);
+	if (idle >= 0)
+		count(STEAL_WENT_HOME);
+	return idle;
+}
+
+/*
+ * No CPU is idle. Where is @p to wait? On @cpu, where it ran last, unless others
+ * wait there already: then rather on one of its cache where nobody does.
+ */
+static s32 wait_near(struct task_struct *p __arg_trusted, s32 cpu)
+{
+	struct seat *seat = lookup_seat(cpu);
+	struct shard *sh = seat ? lookup_shard(seat->shard) : NULL;
+	u32 k, from = (cpu + 1) & 63;
+	struct shard_words *w;
+	u64 calm;
+
+	if (!sh || !is_marked_queued(seat))
+		return cpu;
+	w = words_of_shard(seat->shard);
+	if (!w)
+		return cpu;
+	bpf_for(k, 0, SHARD_WORDS) {
+		if (k >= sh->nr_words)
+			break;
+		calm = usable_word(p, sh, k) & ~PEEK(w->queued[k & (SHARD_WORDS - 1)]);
+		if (calm)
+			return sh->first_cpu[k & (SHARD_WORDS - 1)] +
+			       ((lowest(turned(calm, from)) + from) & 63);
+	}
+	return cpu;
+}
+
+/* @p waits on @cpu: let an idle CPU, if there is one, come and take it. Not static, so that it is verified once. */
+bool kick_idle_for(struct task_struct *p __arg_trusted, s32 cpu)
+{
+	s32 idle = claim_near(p, cpu, false);
+	struct cpu_ctx *cc;
+
+	if (idle < 0)
+		idle = claim_far(p, cpu);
+	if (idle < 0)
+		return false;
+	cc = lookup_cpu_ctx(idle);
+	if (cc)
+		cc->hint = cpu + 1;
+	scx_bpf_kick_cpu(idle, SCX_KICK_IDLE);
+	count(STEAL_KICKS);
+	return true;
+}
+
+/*
+ * Let an idle CPU take the first task that waits on @cpu. False if there is none for
+ * that one, but may be for others that wait.
+ */
+static __noinline bool call_thief(s32 cpu, struct seat *seat)
+{
+	struct task_struct *first;
+	bool done = false;
+
+	if (!seat || scx_bpf_dsq_nr_queued(cpu) <= 0)
+		return true;
+	mark_queued(seat);
+	bpf_for_each(scx_dsq, first, cpu, 0) {
+		done = kick_idle_for(first, cpu) || runs_anywhere(first);
+		break;
+	}
+	return done;
+}
+
+/*
+ * Run by the daemon ten times a second, for CPUs that run nothing of ours, and so
+ * have no ticks: a task may wait there as well, unseen.
+ */
+SEC("syscall")
+int steal_call_thieves(void *ctx)
+{
+	u32 cpu;
+
+	bpf_for(cpu, 0, nr_cpu_ids) {
+		struct seat *seat = lookup_seat(cpu);
+
+		if (!seat || is_marked_queued(seat))
+			continue;
+		bpf_rcu_read_lock();
+		call_thief(cpu, seat);
+		bpf_rcu_read_unlock();
+	}
+	return 0;
+}
+
+#endif /* __STEAL_CLAIM_BPF_H */
