@@ -36,7 +36,7 @@ pub(crate) fn memory_home(setting: &Setting) -> Result<String> {
     // Half of them, more or less, started there and have it anyway. One that is just being moved is not in the dump.
     ensure!(
         given >= count as u64 / 4 && seen >= count / 2 && away == 0,
-        "{told}:\n{dump}"
+        "{dump}\n{told}"
     );
     daemon.stop()?;
     Ok(told)
