@@ -18,6 +18,7 @@ mod serving;
 pub(crate) mod stats;
 mod topo;
 mod use_and_misuse;
+mod verified;
 
 use crate::Setting;
 use anyhow::Result;
@@ -43,6 +44,7 @@ pub(crate) fn function(name: &str) -> Option<Function> {
         "variants" => use_and_misuse::variants,
         "partial" => use_and_misuse::partial,
         "loads" => coming_and_going::loads,
+        "verified" => verified::verified,
         "unloads_on_sigterm" => coming_and_going::unloads_on_sigterm,
         "unloads_on_sigkill" => coming_and_going::unloads_on_sigkill,
         "stopped_daemon" => coming_and_going::stopped_daemon,

@@ -288,7 +288,14 @@ impl Drop for Daemon {
             let _ = child.kill();
             let _ = child.wait();
         }
-        eprint!("{}", self.stderr());
+        // Those of libbpf's that `-vv` adds are too many.
+        for line in self
+            .stderr()
+            .lines()
+            .filter(|line| !line.contains("[TRACE]"))
+        {
+            eprintln!("{line}");
+        }
     }
 }
 

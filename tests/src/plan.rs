@@ -105,6 +105,8 @@ pub const SCHEDULERS: &[Scheduler] = &[
             "memory_home",
             // Not claimed of it.
             "pinned_shares",
+            // Its BPF side is upstream's.
+            "verified",
         ],
         // Not claimed: faults are not tried on it.
         bounds: BOUNDS,
@@ -229,6 +231,8 @@ pub const CASES: &[Case] = &[
     scheduler("refuses_bad_use", 120),
     // `state` and `root/ops` are right, and SIGINT brings EEVDF back while tasks go on.
     scheduler("loads", 400),
+    // To admit its programs, the verifier looked at about as much as last time.
+    scheduler("verified", 400),
     scheduler("unloads_on_sigterm", 300),
     // Each of its variants loads and serves everybody.
     scheduler("variants", 600),

@@ -34,13 +34,14 @@ pub fn run(args: &Args) -> Result<()> {
     for dir in &args.results {
         records.extend(results::read(dir)?);
     }
-    records.retain(|record| record.fault && !record.was_not_run());
-    ensure!(!records.is_empty(), "no results about faults in there");
-    fs::write(&args.output, page(&records))
+    records.retain(|record| !record.was_not_run());
+    let (faults, others): (Vec<_>, Vec<_>) = records.into_iter().partition(|record| record.fault);
+    ensure!(!faults.is_empty(), "no results about faults in there");
+    fs::write(&args.output, page(&faults, &others))
         .with_context(|| format!("writing {}", args.output.display()))
 }
 
-fn page(records: &[Record]) -> String {
+fn page(records: &[Record], others: &[Record]) -> String {
     let versions: BTreeSet<_> = records.iter().map(|r| r.version.as_str()).collect();
     let versions: Vec<_> = versions.into_iter().collect();
     PAGE.replace("{versions}", &versions.join(", "))
@@ -49,6 +50,24 @@ fn page(records: &[Record]) -> String {
         .replace("{checker}", &table(records, false))
         .replace("{faults}", &table(records, true))
         .replace("{failures}", &failures(records))
+        .replace("{verified}", &verified(others))
+}
+
+/// What the last run of the case `verified` said of each scheduler in each guest.
+fn verified(records: &[Record]) -> String {
+    let mut rows = BTreeMap::new();
+    for record in records.iter().filter(|r| r.case == "verified" && r.ok) {
+        // What it was last time follows.
+        let now = record.message.split(';').next().unwrap_or_default();
+        let scheduler = record.scheduler.as_deref().unwrap_or_default();
+        rows.insert((scheduler, record.guest.as_str()), now);
+    }
+    let mut text =
+        String::from("| scheduler | guest | what the verifier looked at |\n|---|---|---|\n");
+    for ((scheduler, guest), now) in rows {
+        let _ = writeln!(text, "| {scheduler} | {guest} | {now} |");
+    }
+    text
 }
 
 fn bounds(records: &[Record]) -> String {
@@ -173,7 +192,14 @@ mod tests {
             record("6.12/t8", "fault_rt", true, &waits(345)),
             record("6.12/t8", "fault_rt", false, "1 violations: at 3 s\nmore"),
         ];
-        let page = page(&records);
+        let others = ["12 programs; last time 13", "14 programs; last time 12"]
+            .map(|message| record("6.12/t8", "verified", true, message));
+        let page = page(&records, &others);
+        assert!(
+            page.contains("| scx_rr | 6.12/t8 | 14 programs |\n"),
+            "{page}"
+        );
+        assert!(!page.contains("| 12 programs"), "{page}");
         assert!(page.contains("| 2 of 3, 345 ms |"), "{page}");
         assert!(
             page.contains("| scx_rr | 5000 ms | 2000 ms | 345 ms |"),

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use libbpf_rs::libbpf_sys::bpf_object_open_opts;
 use scx_utils::compat;
 use scx_utils::libbpf_clap_opts::LibbpfOpts;
 
@@ -58,7 +59,7 @@ pub struct CommonOpts {
           value_parser = clap::value_parser!(u32).range(0..=MAX_EXIT_DUMP_LEN))]
     pub exit_dump_len: u32,
 
-    /// Log more; twice: everything
+    /// Log more; twice: everything, also what it took the kernel's verifier to admit each BPF program
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub verbose: u8,
 
@@ -75,7 +76,24 @@ pub struct CommonOpts {
 #[error("{0}")]
 pub(crate) struct Misuse(String);
 
+/// The verifier's log level for its statistics alone, in the kernel's include/linux/bpf_verifier.h.
+const BPF_LOG_STATS: u32 = 4;
+
 impl CommonOpts {
+    /// How libbpf is to open a scheduler's object; None: as ever.
+    pub fn open_opts(&self) -> Option<bpf_object_open_opts> {
+        let given = self.libbpf.clone().into_bpf_open_opts();
+        if self.verbose < 2 {
+            return given;
+        }
+        let mut opts = given.unwrap_or(bpf_object_open_opts {
+            sz: size_of::<bpf_object_open_opts>() as u64,
+            ..Default::default()
+        });
+        opts.kernel_log_level = BPF_LOG_STATS;
+        Some(opts)
+    }
+
     /// What every scheduler here tells sched_ext of itself; a flag that the running kernel doesn't know is 0.
     ///
     /// Queued wakeups (Linux 6.15): a task that was sent to an idle CPU is enqueued by that CPU, and the waker need not

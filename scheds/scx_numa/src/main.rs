@@ -51,7 +51,7 @@ impl Daemon for Opts {
         );
 
         let builder = BpfSkelBuilder::default();
-        let open_opts = self.common.libbpf.clone().into_bpf_open_opts();
+        let open_opts = self.common.open_opts();
         let mut skel = scx_ops_open!(builder, object, numa_ops, open_opts)?;
         self.configure(&mut skel, topology, &shards)?;
         let mut skel = scx_ops_load!(skel, numa_ops, uei)?;

@@ -244,7 +244,7 @@ impl<'o> Scheduler<'o> {
         });
         let bpf = BpfScheduler::init(
             object,
-            common.libbpf.clone().into_bpf_open_opts(),
+            common.open_opts(),
             common.exit_dump_len,
             common.partial,
             common.verbose > 2,

@@ -26,7 +26,7 @@ fn some_load() -> Result<Load> {
 }
 
 /// How many instructions the verifier may look at to admit one of our programs. A kernel that follows some branches more
-/// often must admit it, too, and loading should not take seconds.
+/// often must admit it, too. What it takes in all is looked at by the case `verified`, on one topology; this on each.
 const VERIFIED_MOST: u32 = 100_000;
 
 pub(crate) fn loads(setting: &Setting) -> Result<String> {
