@@ -252,6 +252,9 @@ void BPF_STRUCT_OPS(numa_enqueue, struct task_struct *p, u64 enq_flags)
 	now = scx_bpf_now();
 	clock = q->clock;
 	vtime = fair_join(p, clock, clock_of(p, q, home), enq_flags & SCX_ENQ_WAKEUP);
+	vtime = place_within(home, vtime, clock, sh->nr_cpus, cc->run.weight);
+	if (pinned)
+		vtime = place_within(PINNED_DSQ(cpu), vtime, clock, 1, cc->run.weight);
 	/*
 	 * One that slept and owes nothing starts level with the queue. If nobody
 	 * else can serve it, it starts level with who runs here: that one may be

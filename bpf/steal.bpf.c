@@ -159,9 +159,9 @@ void BPF_STRUCT_OPS(steal_enqueue, struct task_struct *p, u64 enq_flags)
 		return;
 	}
 	now = scx_bpf_now();
-	vtime = fair_join(p, cc->clock, clock_of(p, cc, cpu), enq_flags & SCX_ENQ_WAKEUP) -
-		class_head(kind);
-	vtime = fair_marked(vtime, cpu, FAIR_QUEUED);
+	vtime = fair_join(p, cc->clock, clock_of(p, cc, cpu), enq_flags & SCX_ENQ_WAKEUP);
+	vtime = place_within(cpu, vtime, cc->clock, 1, cc->run.weight);
+	vtime = fair_marked(vtime - class_head(kind), cpu, FAIR_QUEUED);
 	p->scx.dsq_vtime = vtime;
 	pinned = is_pinned(p, enq_flags);
 	/* Alone in the queue it would only come later. */

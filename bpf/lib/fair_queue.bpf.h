@@ -71,4 +71,70 @@ static __always_inline bool first_vtime(u64 dsq, u64 *vtime)
 	return any;
 }
 
+/* Tasks of a queue that are looked at to tell how heavy it is. */
+#define WEIGHED 8
+
+/* A queue as others see it. */
+struct weighed {
+	u64 first;		/* the virtual runtime of its first task */
+	s64 first_weight;	/* that one's weight */
+	s64 all;		/* the weights of all; like shared_weight() */
+	s32 queued;
+};
+
+/*
+ * What waits in queue @dsq, at @now? False if nothing does. Not static, so that it is
+ * verified once, and not anew for each way to get there.
+ */
+bool weigh_queue(u64 dsq, u64 now, struct weighed *look __arg_nonnull)
+{
+	struct last_share share = {};
+	struct task_struct *p;
+	s64 weight, seen = 0;
+	u32 n = 0;
+
+	look->queued = scx_bpf_dsq_nr_queued(dsq);
+	bpf_for_each(scx_dsq, p, dsq, 0) {
+		weight = shared_weight(p, &share, now);
+		if (!n) {
+			look->first = p->scx.dsq_vtime;
+			look->first_weight = weight;
+		}
+		seen += weight;
+		if (++n == WEIGHED)
+			break;
+	}
+	/* The others are taken to be like these. */
+	if (n && look->queued > (s32)n)
+		seen = (u64)seen * (u32)look->queued / n;
+	look->all = seen;
+	return n > 0;
+}
+
+/* So far one may always be ahead, in ns of virtual runtime: two ticks and more of nice 0. */
+#define AHEAD_FREE	(1ULL << 23)
+/* How long one who is further ahead waits for others to catch up, about, in ns. */
+#define CATCH_UP_NS	(1ULL << 32)
+
+/*
+ * The place in queue @dsq, which has @cpus CPUs and a clock of @clock, of one whose
+ * virtual runtime is @vtime; tasks of this weight run there. Who is ahead, as it ran
+ * for long or has little weight, waits until all others have had as much, for longer
+ * the more and the heavier they are. The kernel throws a scheduler out with which a
+ * task waits for 30 s, so beyond a few, weights count for less.
+ */
+static __noinline u64 place_within(u64 dsq, u64 vtime, u64 clock, u32 cpus, u64 running)
+{
+	struct weighed look = {};
+	u64 most;
+
+	if (!time_after(vtime, clock + AHEAD_FREE))
+		return vtime;
+	weigh_queue(dsq, 0, &look);
+	most = CATCH_UP_NS * cpus / (((u64)look.all + running * cpus) / FAIR_WEIGHT + 1);
+	if (most < AHEAD_FREE)
+		most = AHEAD_FREE;
+	return time_after(vtime, clock + most) ? clock + most : vtime;
+}
+
 #endif /* __MANYCORE_FAIR_QUEUE_BPF_H */

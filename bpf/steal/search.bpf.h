@@ -199,47 +199,17 @@ static __noinline bool steal_anywhere(struct cpu_ctx *cc, s32 cpu)
 	return false;
 }
 
-/* Tasks of a queue that are looked at to tell how heavy it is. */
-#define WEIGHED 8
-
-/* A queue as others see it. */
-struct weighed {
-	u64 first;		/* the virtual runtime of its first task */
-	s64 first_weight;	/* that one's weight */
-	s64 all;		/* the weights of all, and of the task that runs; like shared_weight() */
-	s32 queued;
-};
-
-/*
- * What waits at @cpu? False if nothing does. This and worth_of() are not static, so
- * that they are verified once, and not anew for each way to get there.
- */
-bool weigh(s32 cpu, struct weighed *look __arg_nonnull)
+/* What waits at @cpu, and runs there? False if nothing waits. */
+static __always_inline bool weigh(s32 cpu, struct weighed *look)
 {
 	struct cpu_ctx *cc = lookup_cpu_ctx(cpu);
-	struct last_share share = {};
-	struct task_struct *p;
-	s64 weight, seen = 0;
-	u32 n = 0;
+	bool any;
 
 	if (!cc)
 		return false;
-	look->queued = scx_bpf_dsq_nr_queued(cpu);
-	bpf_for_each(scx_dsq, p, cpu, 0) {
-		weight = shared_weight(p, &share, cc->run.at);
-		if (!n) {
-			look->first = p->scx.dsq_vtime;
-			look->first_weight = weight;
-		}
-		seen += weight;
-		if (++n == WEIGHED)
-			break;
-	}
-	/* The others are taken to be like these. */
-	if (n && look->queued > (s32)n)
-		seen = (u64)seen * (u32)look->queued / n;
-	look->all = seen + cc->run.weight;
-	return n > 0;
+	any = weigh_queue(cpu, cc->run.at, look);
+	look->all += cc->run.weight;
+	return any;
 }
 
 /* This part of a task of nice 0, in ns of a slice. */
@@ -254,7 +224,7 @@ static __always_inline s64 in_slices(s64 weight)
  * How much does @cpu, of queue @own, gain in fairness by taking the first task of
  * @victim, in ns: by how much that task is further behind than the one of virtual
  * runtime @mine that would run here next, and half a slice for each task of nice 0
- * by which its queue is the heavier one.
+ * by which its queue is the heavier one. Not static, so that it is verified once.
  */
 s64 worth_of(s32 cpu, struct weighed *own __arg_nonnull, u64 mine, u32 victim)
 {

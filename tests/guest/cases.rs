@@ -52,6 +52,7 @@ pub(crate) fn function(name: &str) -> Option<Function> {
         "unknown_cpu" => coming_and_going::unknown_cpu,
         "fair" => serving::fair,
         "pinned_shares" => serving::pinned_shares,
+        "light_among_heavy" => serving::light_among_heavy,
         "stress_ng" => serving::stress_ng,
         "mixed" => serving::mixed,
         "no_idle_cpu" => serving::no_idle_cpu,

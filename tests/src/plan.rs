@@ -105,6 +105,7 @@ pub const SCHEDULERS: &[Scheduler] = &[
             "memory_home",
             // Not claimed of it.
             "pinned_shares",
+            "light_among_heavy",
             // Its BPF side is upstream's.
             "verified",
         ],
@@ -267,6 +268,8 @@ pub const CASES: &[Case] = &[
     sharing("fair", 400),
     // Nice levels among tasks that are pinned to one CPU.
     sharing("pinned_shares", 400),
+    // Nobody is starved, however little weight it has.
+    sharing("light_among_heavy", 400),
     // The same as fair with processes that nobody here wrote.
     sharing("stress_ng", 400),
     // Short sleeps, forks and yields: all make progress.

@@ -104,6 +104,41 @@ pub(crate) fn pinned_shares(setting: &Setting) -> Result<String> {
     Ok(told)
 }
 
+/// So many of nice -10 on one CPU, each with some 900 times the weight of nice 19: by weight that one would get a tick in a
+/// minute.
+const HEAVY: usize = 20;
+
+pub(crate) fn light_among_heavy(setting: &Setting) -> Result<String> {
+    let daemon = Daemon::lent(setting)?;
+    let bound = Duration::from_millis(setting.scheduler()?.bounds.wait_ms);
+    let spin = beside("spin")?;
+    let on =
+        |count, nice| Procs::start(count, &spin, 1, &["taskset", "-c", "1", "nice", "-n", nice]);
+    let light = on(1, "19")?;
+    let heavy = on(HEAVY, "-10")?;
+    heavy.check_progress(TURN)?;
+    // When it had its last turn, not all of them were there.
+    light.check_progress(TURN)?;
+    let used = || -> Result<u64> { Ok(light.runtimes()?.values().sum()) };
+    let (started, mut last, mut ran, mut longest) =
+        (Instant::now(), Instant::now(), used()?, Duration::ZERO);
+    while started.elapsed() < bound * 3 / 2 && longest < bound {
+        std::thread::sleep(Duration::from_millis(100));
+        let now = used()?;
+        longest = longest.max(last.elapsed());
+        if now != ran {
+            (last, ran) = (Instant::now(), now);
+        }
+    }
+    let told = format!(
+        "one of nice 19 beside {HEAVY} of nice -10 waited for {:.1} s at most",
+        longest.as_secs_f64()
+    );
+    ensure!(longest < bound, "{told} ({} allowed)", bound.as_secs());
+    daemon.stop()?;
+    Ok(told)
+}
+
 /// What a worker of stress-ng needs to start is less CPU time than this, but can take seconds: the first ones read the
 /// program from the host, a page at a time, each with a turn among those that compute already.
 const STARTED: Duration = Duration::from_millis(100);

@@ -206,6 +206,7 @@ const SECOND_KERNEL: Pick = Pick::AllBut(&[
     "mixed",
     "fair",
     "pinned_shares",
+    "light_among_heavy",
     "memory_home",
     "stopped_daemon",
 ]);
