@@ -15,8 +15,9 @@
  * Where work and idle CPUs are is in words of bits (lib/shards.bpf.h), so no
  * search looks at more than a few queues, on 8 CPUs as on 1024. A task that
  * wakes up goes straight onto an idle CPU if there is one near. If not, it joins
- * the queue of its previous CPU, or of one of its cache where nobody waits yet,
- * and preempts what runs there if that has had more than its share.
+ * the queue of its previous CPU, of one of its cache where nobody waits yet, or of
+ * one in a node where fewer wait, and preempts what runs there if that has had
+ * more than its share.
  *
  * Good at: many short tasks, wakeups, bursts; big machines, since CPUs share
  * next to nothing. Bad at: keeping tasks where their memory is (scx_numa does);

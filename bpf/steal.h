@@ -27,6 +27,7 @@ enum steal_event {
 	STEAL_WAKE_NODE,	/* woken onto an idle CPU of the same node */
 	STEAL_WAKE_REMOTE,	/* woken onto an idle CPU of another node */
 	STEAL_WENT_HOME,	/* of WAKE_PREV, LLC and NODE: in the node that it had been taken from */
+	STEAL_WAITS_ELSEWHERE,	/* woken to wait in another cache or node, where fewer wait */
 	STEAL_TRANSIT,		/* being migrated by the kernel, or woken by a CPU that goes: no queue */
 	STEAL_KEPT,		/* the running task goes on for another slice */
 	STEAL_BALANCED,		/* of DISP_*: because that queue was longer */

@@ -8,10 +8,12 @@
 
 #include "lib/shards.bpf.h"
 
-/* How many CPUs a node has, and how many of them are idle. */
+/* How many CPUs a node has, how many of them are idle, and at how many somebody waits. */
 struct room {
 	u32 idle;
+	u32 waiting;
 	u32 all;
+	u32 pad;
 };
 
 /* Not static, so that it is verified once; and it adds up in memory, where the verifier doesn't follow each sum. */
@@ -21,6 +23,7 @@ int look_for_room(u32 id, struct room *room __arg_nonnull)
 	u32 i;
 
 	room->idle = 0;
+	room->waiting = 0;
 	room->all = 0;
 	if (!n)
 		return 0;
@@ -32,8 +35,10 @@ int look_for_room(u32 id, struct room *room __arg_nonnull)
 		if (i >= n->nr_shards || !w || !sh)
 			break;
 		room->all += sh->nr_cpus;
-		for (k = 0; k < SHARD_WORDS; k++)
+		for (k = 0; k < SHARD_WORDS; k++) {
 			room->idle += __builtin_popcountll(PEEK(w->idle[k]));
+			room->waiting += __builtin_popcountll(PEEK(w->queued[k]));
+		}
 	}
 	return 0;
 }
@@ -62,6 +67,66 @@ static __noinline u32 roomy_node(struct room *room, u32 own, u32 quarters)
 		look_for_room(node, room);
 		if (room->idle > most) {
 			most = room->idle;
+			best = node;
+		}
+	}
+	return best;
+}
+
+/*
+ * The node where somebody waits at the smallest part of its CPUs, if that is half of
+ * node @own, or more, and less by an eighth there; or less at all, if it is all of
+ * @own. Else NO_SHARD. @room is scratch.
+ */
+u32 calmest_node(struct room *room __arg_nonnull, u32 own)
+{
+	struct numa_node *n = lookup_node(own);
+	u32 best = NO_SHARD, waiting, all, least, of, margin, i;
+
+	if (!n || !n->nr_near)
+		return NO_SHARD;
+	look_for_room(own, room);
+	waiting = least = room->waiting;
+	all = of = room->all;
+	bpf_for(i, 0, NEAR_NODES) {
+		u32 node;
+
+		if (i >= n->nr_near || 2 * waiting < all)
+			break;
+		node = n->near[i & (NEAR_NODES - 1)];
+		look_for_room(node, room);
+		margin = waiting < all ? room->all / 8 : 0;
+		if ((room->waiting + margin) * all < waiting * room->all &&
+		    room->waiting * of < least * room->all) {
+			least = room->waiting;
+			of = room->all;
+			best = node;
+		}
+	}
+	return best;
+}
+
+/* The near node where somebody waits at the largest part of its CPUs, if that is more than in node @own; else NO_SHARD. */
+u32 busiest_node(struct room *room __arg_nonnull, u32 own)
+{
+	struct numa_node *n = lookup_node(own);
+	u32 best = NO_SHARD, most, of, i;
+
+	if (!n || !n->nr_near)
+		return NO_SHARD;
+	look_for_room(own, room);
+	most = room->waiting;
+	of = room->all;
+	bpf_for(i, 0, NEAR_NODES) {
+		u32 node;
+
+		if (i >= n->nr_near)
+			break;
+		node = n->near[i & (NEAR_NODES - 1)];
+		look_for_room(node, room);
+		if (room->waiting * of > most * room->all) {
+			most = room->waiting;
+			of = room->all;
 			best = node;
 		}
 	}

@@ -3,6 +3,10 @@
  * How a task finds a CPU: an idle one that it takes when it wakes up, nearest first;
  * one where nobody waits yet, if none idles; and, while it waits, an idle one that is
  * told to come for it.
+ *
+ * Where it waits matters for bursts, such as a barrier that releases a thread for
+ * each CPU and more. All of them slept where their parent is, and CPUs that compare
+ * queues once a slice take as long to even that out as such a burst lasts.
  */
 #ifndef __STEAL_CLAIM_BPF_H
 #define __STEAL_CLAIM_BPF_H
@@ -97,23 +101,17 @@ static __always_inline s32 claim_home(struct task_struct *p, s32 prev_cpu, bool 
 	return idle;
 }
 
-/*
- * No CPU is idle. Where is @p to wait? On @cpu, where it ran last, unless others
- * wait there already: then rather on one of its cache where nobody does.
- */
-static s32 wait_near(struct task_struct *p __arg_trusted, s32 cpu)
+/* A CPU of shard @id where @p may run and nobody waits, or -1: from number @from on. */
+s32 calm_cpu(struct task_struct *p __arg_trusted, u32 id, u32 from)
 {
-	struct seat *seat = lookup_seat(cpu);
-	struct shard *sh = seat ? lookup_shard(seat->shard) : NULL;
-	u32 k, from = (cpu + 1) & 63;
-	struct shard_words *w;
+	struct shard_words *w = words_of_shard(id);
+	struct shard *sh = lookup_shard(id);
 	u64 calm;
+	u32 k;
 
-	if (!sh || !is_marked_queued(seat))
-		return cpu;
-	w = words_of_shard(seat->shard);
-	if (!w)
-		return cpu;
+	if (!w || !sh)
+		return -1;
+	from &= 63;
 	bpf_for(k, 0, SHARD_WORDS) {
 		if (k >= sh->nr_words)
 			break;
@@ -122,7 +120,77 @@ static s32 wait_near(struct task_struct *p __arg_trusted, s32 cpu)
 			return sh->first_cpu[k & (SHARD_WORDS - 1)] +
 			       ((lowest(turned(calm, from)) + from) & 63);
 	}
-	return cpu;
+	return -1;
+}
+
+/* How long a CPU that found nothing calmer doesn't look again: longer each time, from this to that, ns. */
+#define CROWDED_LEAST_NS 4000
+#define CROWDED_MOST_NS 1000000
+
+/*
+ * Somebody waits at half of the CPUs of @cpu's shard, or more; if @full, at all of
+ * them. Returns a CPU of a calmer node for @p to wait; or, if it is full, of another
+ * shard of its node; or -1.
+ */
+static __noinline s32 wait_elsewhere(struct task_struct *p __arg_trusted, s32 cpu, bool full)
+{
+	struct cpu_ctx *cc = lookup_cpu_ctx(bpf_get_smp_processor_id());
+	u32 own = node_of(cpu), node, i;
+	u64 now = scx_bpf_now();
+	struct numa_node *n;
+	s32 other = -1;
+
+	if (!cc || time_before(now, cc->crowded_until))
+		return -1;
+	node = calmest_node(&cc->room, own);
+	if (node == NO_SHARD && full)
+		node = own;
+	n = lookup_node(node);
+	if (n) {
+		bpf_for(i, 0, SHARDS_PER_NODE) {
+			if (i >= n->nr_shards || other >= 0)
+				break;
+			other = calm_cpu(p, n->first_shard + (cpu + i) % n->nr_shards, cpu);
+		}
+	}
+	if (other >= 0) {
+		cc->crowded_ns = 0;
+		count(STEAL_WAITS_ELSEWHERE);
+		return other;
+	}
+	cc->crowded_ns = 2 * cc->crowded_ns + CROWDED_LEAST_NS;
+	if (cc->crowded_ns > CROWDED_MOST_NS)
+		cc->crowded_ns = CROWDED_MOST_NS;
+	cc->crowded_until = now + cc->crowded_ns;
+	return -1;
+}
+
+/*
+ * No CPU is idle. Where is @p to wait? On @cpu, where it ran last, unless others
+ * wait there already: then rather on one of its cache where nobody does; and
+ * elsewhere, if many wait in this cache and fewer there.
+ */
+static s32 wait_near(struct task_struct *p __arg_trusted, s32 cpu)
+{
+	struct seat *seat = lookup_seat(cpu);
+	struct shard *sh = seat ? lookup_shard(seat->shard) : NULL;
+	struct shard_words *w = sh ? words_of_shard(seat->shard) : NULL;
+	u32 k, waiting = 0;
+	s32 other;
+
+	if (!sh || !w)
+		return cpu;
+	for (k = 0; k < SHARD_WORDS; k++)
+		waiting += __builtin_popcountll(PEEK(w->queued[k]));
+	if (nr_shards > 1 && 2 * waiting >= sh->nr_cpus) {
+		other = wait_elsewhere(p, cpu, waiting >= sh->nr_cpus);
+		if (other >= 0)
+			return other;
+	}
+	if (!is_marked_queued(seat))
+		return cpu;
+	other = calm_cpu(p, seat->shard, cpu + 1);
+	return other >= 0 ? other : cpu;
 }
 
 /* @p waits on @cpu: let an idle CPU, if there is one, come and take it. Not static, so that it is verified once. */

@@ -21,6 +21,9 @@ const volatile u64 remote_wait_ns = 50000;
 /* Tasks of other classes run beside ours: see lib/unserved.bpf.h. */
 const volatile bool partial = false;
 
+/* Caches that are looked at in one node. */
+#define SHARDS_PER_NODE 3
+
 /* What a CPU knows; its queue has its id. Others read it, and write filled, queued_at, run.hurry and hint only. */
 struct cpu_ctx {
 	u64 clock;		/* virtual time of its queue */
@@ -37,6 +40,8 @@ struct cpu_ctx {
 	u8 from_own;		/* the next task was the first of its queue */
 	u8 goes_far;		/* it took a task from another node when it compared queues last */
 	struct sync_ctx sync;
+	u64 crowded_until;	/* nothing is calmer than where it is: until when not to look again */
+	u64 crowded_ns;		/* how long that was to be */
 	struct room room;	/* of the node that it looks at */
 } __attribute__((aligned(CACHE_PAIR)));
 

@@ -8,9 +8,8 @@
 
 #include "steal/ctx.bpf.h"
 
-/* Queues that a CPU which runs dry looks at in one cache, and caches in one node. */
+/* Queues that a CPU which runs dry looks at in one cache. */
 #define PROBES_PER_SHARD 3
-#define SHARDS_PER_NODE 3
 
 /* Nobody could take from the queue of this seat: say so, unless it filled up. */
 static __always_inline void drained(struct seat *seat, s32 cpu)
@@ -308,7 +307,7 @@ struct prey {
 
 /* In another node. It takes more than near, or equal queues would pass tasks to and fro. */
 static __always_inline void look_far(struct fair_look *look, struct cpu_ctx *cc,
-				     const struct numa_node *n)
+				     const struct numa_node *n, u32 own)
 {
 	struct numa_node *there;
 	u32 node, turn = cc->node_turn;
@@ -316,7 +315,9 @@ static __always_inline void look_far(struct fair_look *look, struct cpu_ctx *cc,
 	if (!n->nr_near)
 		return;
 	cc->node_turn++;
-	node = n->near[turn % n->nr_near & (NEAR_NODES - 1)];
+	node = busiest_node(&cc->room, own);
+	if (node == NO_SHARD)
+		node = n->near[turn % n->nr_near & (NEAR_NODES - 1)];
 	there = lookup_node(node);
 	if (!there)
 		return;
@@ -341,7 +342,7 @@ static __always_inline void look_where(struct fair_look *look, struct cpu_ctx *c
 	if (!n)
 		return;
 	if (cc->goes_far || turn % 4 == 3)
-		look_far(look, cc, n);
+		look_far(look, cc, n, sh->node);
 	if (look->shard == NO_SHARD && n->nr_shards > 1 && (turn % 2 || !near)) {
 		look->event = STEAL_DISP_NODE;
 		look->least = slice_ns / 2;
@@ -354,7 +355,7 @@ static __always_inline void look_where(struct fair_look *look, struct cpu_ctx *c
 		look->round = turn / 2;
 	}
 	if (look->shard == NO_SHARD)
-		look_far(look, cc, n);
+		look_far(look, cc, n, sh->node);
 }
 
 /*

@@ -72,6 +72,11 @@ pub struct Stats {
     )]
     pub went_home: u64,
     #[stat(
+        desc = "woken tasks that were queued in another cache or node, because fewer waited there",
+        _unit = "tasks"
+    )]
+    pub waits_elsewhere: u64,
+    #[stat(
         desc = "tasks that the kernel was just moving to another CPU, past all queues",
         _unit = "tasks"
     )]
@@ -152,6 +157,7 @@ impl Stats {
             wake_node: count(event::steal_event_STEAL_WAKE_NODE),
             wake_remote: count(event::steal_event_STEAL_WAKE_REMOTE),
             went_home: count(event::steal_event_STEAL_WENT_HOME),
+            waits_elsewhere: count(event::steal_event_STEAL_WAITS_ELSEWHERE),
             transit: count(event::steal_event_STEAL_TRANSIT),
             kept: count(event::steal_event_STEAL_KEPT),
             balanced: count(event::steal_event_STEAL_BALANCED),
