@@ -123,40 +123,90 @@ static __noinline bool take_elsewhere(struct cpu_ctx *cc, struct seat *seat)
 	return false;
 }
 
+/* Does anybody wait in this node, elsewhere than in this shard? */
+static __always_inline bool waits_beside(struct shard *sh)
+{
+	struct node_words *nw = words_of_node(sh->node);
+
+	return nw && PEEK(nw->queued) & ~(1ULL << (sh->index & 63));
+}
+
+/*
+ * Of the nodes near node @id, the shard with the longest queue for its number of CPUs,
+ * or NO_SHARD: of at most SHARDS_PER_NODE in each, by turns. Not static, so that it is
+ * verified once.
+ */
+u32 longest_far(u32 id, u32 turn)
+{
+	struct numa_node *n = lookup_node(id), *there;
+	u32 best = NO_SHARD, i, k, shard;
+	u64 most = 0, of = 1;
+	struct shard *sh;
+	s32 queued;
+
+	if (!n)
+		return NO_SHARD;
+	bpf_for(i, 0, NEAR_NODES) {
+		if (i >= n->nr_near)
+			break;
+		there = lookup_node(n->near[i & (NEAR_NODES - 1)]);
+		bpf_for(k, 0, SHARDS_PER_NODE) {
+			if (!there || k >= there->nr_shards)
+				break;
+			shard = there->first_shard + (turn + k) % there->nr_shards;
+			sh = lookup_shard(shard);
+			queued = scx_bpf_dsq_nr_queued(shard);
+			if (!sh || queued <= 0 || (u64)queued * of <= most * sh->nr_cpus)
+				continue;
+			best = shard;
+			most = queued;
+			of = sh->nr_cpus;
+		}
+	}
+	return best;
+}
+
+/* Some shard of a node near @n, or NO_SHARD: by turns. */
+static __always_inline u32 some_far(const struct numa_node *n, u32 turn)
+{
+	struct numa_node *there;
+
+	if (!n->nr_near)
+		return NO_SHARD;
+	there = lookup_node(n->near[turn % n->nr_near & (NEAR_NODES - 1)]);
+	return there && there->nr_shards ?
+	       there->first_shard + turn / n->nr_near % there->nr_shards : NO_SHARD;
+}
+
 /*
  * Keep queues about equally long for their number of CPUs, or tasks that never
  * sleep would get less forever on a longer one. Once a slice, a CPU whose task
- * could go on compares its queue with one other, taking turns: with those of its
- * node, and every fourth time with one of another node. There it takes a whole
- * task more for each CPU: that much less is worth a move, and a new home. A queue
- * that is not served at all is longer than any.
+ * could go on compares its queue with one other: by turns with those of its node,
+ * and every fourth time, or where nobody waits near, with the longest of other nodes,
+ * or now and then with any of theirs. There it takes half a task more for each CPU:
+ * less is not worth a move, and a new home. A queue that is not served at all is longer
+ * than any.
  */
 static __noinline bool balance(struct cpu_ctx *cc, struct seat *seat)
 {
 	struct shard *sh = seat ? lookup_shard(seat->shard) : NULL, *other;
 	struct numa_node *n = sh ? lookup_node(sh->node) : NULL;
 	struct queue_ctx *own, *q;
-	u32 id, turn, near, margin, event = NUMA_DISP_NODE;
+	u32 id, turn, far, margin, event = NUMA_DISP_NODE;
 	struct task_struct *p;
 	s32 mine, theirs;
 
-	if (!cc || !n)
+	if (!cc || !n || !n->nr_shards)
 		return false;
 	turn = cc->turn++;
 	margin = sh->nr_cpus / 4;
-	/* With one cache in its node there is nobody else to compare with. */
-	if ((turn % 4 == 3 || n->nr_shards == 1) && n->nr_near && !strict) {
-		if (n->nr_shards > 1)
-			turn /= 4;
-		near = turn % n->nr_near;
-		turn /= n->nr_near;
-		n = lookup_node(n->near[near & (NEAR_NODES - 1)]);
-		margin = sh->nr_cpus;
+	id = n->first_shard + turn % n->nr_shards;
+	if ((turn % 4 == 3 || !waits_beside(sh)) && !strict) {
+		far = turn / 4;
+		id = far % 4 == 3 ? some_far(n, far / 4) : longest_far(sh->node, far);
+		margin = sh->nr_cpus / 2;
 		event = NUMA_DISP_REMOTE;
 	}
-	if (!n || !n->nr_shards)
-		return false;
-	id = n->first_shard + turn % n->nr_shards;
 	other = lookup_shard(id);
 	if (!other || id == seat->shard)
 		return false;
