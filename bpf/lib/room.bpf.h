@@ -106,7 +106,10 @@ u32 calmest_node(struct room *room __arg_nonnull, u32 own)
 	return best;
 }
 
-/* The near node where somebody waits at the largest part of its CPUs, if that is more than in node @own; else NO_SHARD. */
+/*
+ * The node near @own where somebody waits at the largest part of its CPUs, if that is
+ * half or more, and more than in @own; else NO_SHARD.
+ */
 u32 busiest_node(struct room *room __arg_nonnull, u32 own)
 {
 	struct numa_node *n = lookup_node(own);
@@ -124,7 +127,7 @@ u32 busiest_node(struct room *room __arg_nonnull, u32 own)
 			break;
 		node = n->near[i & (NEAR_NODES - 1)];
 		look_for_room(node, room);
-		if (room->waiting * of > most * room->all) {
+		if (2 * room->waiting >= room->all && room->waiting * of > most * room->all) {
 			most = room->waiting;
 			of = room->all;
 			best = node;
