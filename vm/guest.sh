@@ -17,6 +17,13 @@ mounted /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
 mounted /sys/fs/cgroup || mount -t cgroup2 cgroup2 /sys/fs/cgroup
 ip link set lo up 2>/dev/null
 
+# Not while booting, where each CPU ticks until there is a clock that idle ones can sleep by.
+if grep -qw maxcpus=1 /proc/cmdline; then
+	for online in /sys/devices/system/cpu/cpu[1-9]*/online; do
+		echo 1 >"$online"
+	done
+fi
+
 [ -e "$status" ] && echo start >"$status"
 sh "$run/command.sh"
 code=$?

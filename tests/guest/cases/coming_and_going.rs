@@ -30,7 +30,7 @@ fn some_load() -> Result<Load> {
 const VERIFIED_MOST: u32 = 100_000;
 
 pub(crate) fn loads(setting: &Setting) -> Result<String> {
-    let mut load = Load::start(online()?.len().div_ceil(4), Work::Sleep)?;
+    let mut load = Load::start(online()?.len(), Work::Doze)?;
     // They run already when the scheduler takes them over, which happens on another CPU than theirs, and neither ever
     // sleeps: the other gets its turns only if the first one's running time is known.
     let cpus = online()?;

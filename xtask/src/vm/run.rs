@@ -274,11 +274,24 @@ fn kernel_options(spec: &Spec) -> Vec<String> {
             "init_on_alloc=1",
         ]);
     }
+    if spec.accel == Accel::Tcg && spec.clock == Clock::Real && threads(spec) == "single" {
+        // vm/guest.sh brings the others online.
+        options.push("maxcpus=1");
+    }
     if spec.clock != Clock::Real {
         // One thing less that differs from run to run.
         options.push("norandmaps");
     }
     options.into_iter().map(String::from).collect()
+}
+
+/// Whether QEMU emulates each vCPU in a thread of its own.
+fn threads(spec: &Spec) -> &'static str {
+    if spec.clock == Clock::Real && spec.topology.cpus() <= MULTI_THREAD_MAX {
+        "multi"
+    } else {
+        "single"
+    }
 }
 
 fn qemu_options(spec: &Spec, dir: &RunDir) -> Vec<String> {
@@ -290,18 +303,13 @@ fn qemu_options(spec: &Spec, dir: &RunDir) -> Vec<String> {
         "-device",
         "virtserialport,name=manycore.status,chardev=mcstatus",
     ]);
-    let threads = if spec.clock == Clock::Real && spec.topology.cpus() <= MULTI_THREAD_MAX {
-        "multi"
-    } else {
-        "single"
-    };
     let cpu = match spec.accel {
         Accel::Kvm => "host",
         Accel::Tcg => EMULATED_CPU,
     };
     add(&["-cpu", cpu]);
     if spec.accel == Accel::Tcg {
-        add(&["-accel", &format!("tcg,thread={threads}")]);
+        add(&["-accel", &format!("tcg,thread={}", threads(spec))]);
     }
     let caches: Vec<_> = [
         ("l3", "die"),
