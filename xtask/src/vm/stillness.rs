@@ -31,21 +31,26 @@ impl Stillness {
         }
     }
 
-    /// For how long the run's virtual CPUs have been still; zero while there is no QEMU.
+    /// For how long the run's virtual CPUs have been still; zero while there is no QEMU, and until they have run at all.
     pub fn lasts(&mut self, run: &Path) -> Duration {
         let now = Instant::now();
         if now - self.looked >= POLL {
             self.looked = now;
             self.qemu = self.qemu.or_else(|| processes::qemu_of_run(run));
-            match self.qemu.and_then(cpu_time) {
-                Some(used) if used < self.used + USED_MIN => {}
-                used => {
-                    self.used = used.unwrap_or_default();
-                    self.since = now;
-                }
-            }
+            self.saw(self.qemu.and_then(cpu_time), now);
         }
         now - self.since
+    }
+
+    /// At `now`, its virtual CPUs have used this much, in ticks.
+    fn saw(&mut self, used: Option<u64>, now: Instant) {
+        // 256 of them take QEMU's first thread ten seconds to make on a busy host.
+        let made = self.used > 0;
+        let used = used.unwrap_or_default();
+        if !made || used >= self.used + USED_MIN || used < self.used {
+            self.used = used;
+            self.since = now;
+        }
     }
 }
 
@@ -80,6 +85,27 @@ mod tests {
         assert_eq!(ticks(stat), Some(300));
         assert_eq!(ticks("7 (a"), None);
         assert_eq!(ticks("7 (a) S 1 7"), None);
+    }
+
+    #[test]
+    fn nothing_is_still_before_it_has_run() {
+        let mut stillness = Stillness::new();
+        let start = Instant::now();
+        let mut after = |secs, used| {
+            let now = start + Duration::from_secs(secs);
+            stillness.saw(used, now);
+            (now - stillness.since).as_secs()
+        };
+        assert_eq!(after(1, None), 0);
+        assert_eq!(after(2, Some(0)), 0);
+        assert_eq!(after(20, Some(0)), 0);
+        assert_eq!(after(21, Some(USED_MIN)), 0);
+        assert_eq!(after(23, Some(USED_MIN + 1)), 2);
+        assert_eq!(after(31, Some(USED_MIN + 1)), 10);
+        assert_eq!(after(32, Some(2 * USED_MIN)), 0);
+        // QEMU has ended.
+        assert_eq!(after(40, None), 0);
+        assert_eq!(after(50, None), 0);
     }
 
     #[test]
