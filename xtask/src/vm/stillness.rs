@@ -31,7 +31,7 @@ impl Stillness {
         }
     }
 
-    /// For how long the run's virtual CPUs have been still; zero while there is no QEMU, and until they have run at all.
+    /// For how long the run's virtual CPUs have been still; zero while there is no QEMU.
     pub fn lasts(&mut self, run: &Path) -> Duration {
         let now = Instant::now();
         if now - self.looked >= POLL {
@@ -42,27 +42,43 @@ impl Stillness {
         now - self.since
     }
 
-    /// At `now`, its virtual CPUs have used this much, in ticks.
+    /// At `now`, it has used this much.
     fn saw(&mut self, used: Option<u64>, now: Instant) {
-        // 256 of them take QEMU's first thread ten seconds to make on a busy host.
-        let made = self.used > 0;
-        let used = used.unwrap_or_default();
-        if !made || used >= self.used + USED_MIN || used < self.used {
-            self.used = used;
-            self.since = now;
+        match used {
+            // Less: of other threads than before.
+            Some(used) if (self.used..self.used + USED_MIN).contains(&used) => {}
+            used => {
+                self.used = used.unwrap_or_default();
+                self.since = now;
+            }
         }
     }
 }
 
-/// The CPU time of all threads of the process but its first, which emulates no CPU, in ticks.
+/// The CPU time of all threads of the process but its first, which emulates no CPU, in ticks. Or of that one, as long as the
+/// others have none: it makes them, which takes it ten seconds for 256 CPUs on a busy host.
 fn cpu_time(process: Pid) -> Option<u64> {
     let process = process.as_raw_nonzero().to_string();
     let threads = fs::read_dir(format!("/proc/{process}/task")).ok()?;
-    let times = threads
-        .flatten()
-        .filter(|thread| thread.file_name() != process.as_str())
-        .filter_map(|thread| ticks(&fs::read_to_string(thread.path().join("stat")).ok()?));
-    Some(times.sum())
+    let (mut first, mut others) = (0, 0);
+    for thread in threads.flatten() {
+        let Some(used) = fs::read_to_string(thread.path().join("stat"))
+            .ok()
+            .and_then(|stat| ticks(&stat))
+        else {
+            continue;
+        };
+        if thread.file_name() == process.as_str() {
+            first = used;
+        } else {
+            others += used;
+        }
+    }
+    Some(counted(first, others))
+}
+
+fn counted(first: u64, others: u64) -> u64 {
+    if others == 0 { first } else { others }
 }
 
 /// `utime` and `stime` of a line of `/proc/PID/stat`; see proc_pid_stat(5). The program's name may hold anything.
@@ -88,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_still_before_it_has_run() {
+    fn what_uses_too_little_is_still() {
         let mut stillness = Stillness::new();
         let start = Instant::now();
         let mut after = |secs, used| {
@@ -97,19 +113,52 @@ mod tests {
             (now - stillness.since).as_secs()
         };
         assert_eq!(after(1, None), 0);
-        assert_eq!(after(2, Some(0)), 0);
-        assert_eq!(after(20, Some(0)), 0);
-        assert_eq!(after(21, Some(USED_MIN)), 0);
-        assert_eq!(after(23, Some(USED_MIN + 1)), 2);
-        assert_eq!(after(31, Some(USED_MIN + 1)), 10);
-        assert_eq!(after(32, Some(2 * USED_MIN)), 0);
-        // QEMU has ended.
-        assert_eq!(after(40, None), 0);
-        assert_eq!(after(50, None), 0);
+        assert_eq!(after(2, Some(100)), 0);
+        assert_eq!(after(4, Some(100)), 2);
+        assert_eq!(after(9, Some(100 + USED_MIN - 1)), 7);
+        assert_eq!(after(10, Some(100 + USED_MIN)), 0);
+        // Its CPUs are made, and run.
+        assert_eq!(after(12, Some(3)), 0);
+        assert_eq!(after(14, Some(3)), 2);
+        assert_eq!(after(15, Some(3 + USED_MIN)), 0);
+        // It has ended.
+        assert_eq!(after(20, None), 0);
+        assert_eq!(after(30, None), 0);
+    }
+
+    /// Is killed when dropped.
+    struct Started(std::process::Child);
+
+    impl Started {
+        fn sh(script: &str) -> Self {
+            Self(Command::new("sh").args(["-c", script]).spawn().unwrap())
+        }
+    }
+
+    impl Drop for Started {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
     }
 
     #[test]
-    fn only_threads_beside_the_first_count() {
+    fn the_first_thread_counts_while_it_makes_the_others() {
+        let busy = Started::sh("while :; do :; done");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let time = || cpu_time(Pid::from_child(&busy.0));
+        while time() < Some(10) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        assert!(time() >= Some(10));
+        assert_eq!(cpu_time(Pid::from_raw(i32::MAX).unwrap()), None);
+    }
+
+    #[test]
+    fn threads_beside_the_first_count() {
+        assert_eq!(counted(5, 3), 3);
+        assert_eq!(counted(5, 0), 5);
+
         let own = rustix::process::getpid();
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -132,16 +181,5 @@ mod tests {
             stop.store(true, Ordering::Relaxed);
             assert!(grown);
         });
-
-        let mut child = Command::new("sh")
-            .args(["-c", "while :; do :; done"])
-            .spawn()
-            .unwrap();
-        std::thread::sleep(Duration::from_millis(200));
-        let time = cpu_time(Pid::from_child(&child));
-        child.kill().unwrap();
-        child.wait().unwrap();
-        assert_eq!(time, Some(0));
-        assert_eq!(cpu_time(Pid::from_raw(i32::MAX).unwrap()), None);
     }
 }
