@@ -1,5 +1,7 @@
 //! The machine as policies see it: which CPU belongs to which cache and node.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use control_plane::Topology;
 
 /// Tables by CPU id, and by cache.
@@ -23,8 +25,11 @@ impl Layout {
         Self::from_llcs(&llcs)
     }
 
-    /// Tables of a machine made of these caches: for each its node and its CPUs. At least one CPU must be there.
+    /// Tables of a machine made of these caches: for each the id of its node, and its CPUs. At least one CPU must be there.
     pub fn from_llcs(caches: &[(u32, Vec<u32>)]) -> Self {
+        // Ids may be few and far between, and policies have a queue for each node.
+        let nodes: BTreeSet<u32> = caches.iter().map(|&(node, _)| node).collect();
+        let index: BTreeMap<u32, u32> = nodes.into_iter().zip(0..).collect();
         let ids = caches
             .iter()
             .flat_map(|(_, cpus)| cpus)
@@ -34,13 +39,13 @@ impl Layout {
             llc_of: vec![0; ids],
             node_of: vec![0; ids],
             llcs: caches.iter().map(|(_, cpus)| cpus.clone()).collect(),
-            nr_nodes: caches.iter().map(|&(node, _)| node + 1).max().unwrap_or(1),
+            nr_nodes: index.len().max(1) as u32,
             nr_online: caches.iter().map(|(_, cpus)| cpus.len() as u32).sum(),
         };
         for (llc, (node, cpus)) in (0..).zip(caches) {
             for &cpu in cpus {
                 layout.llc_of[cpu as usize] = llc;
-                layout.node_of[cpu as usize] = *node;
+                layout.node_of[cpu as usize] = index[node];
             }
         }
         layout
@@ -51,7 +56,7 @@ impl Layout {
         self.llc_of.get(cpu as usize).copied().unwrap_or(0)
     }
 
-    /// The node of a CPU; the first one for a CPU that was not online.
+    /// The node of a CPU, as its place among the nodes that have CPUs, by id; the first one for a CPU that was not online.
     pub fn node_of(&self, cpu: u32) -> u32 {
         self.node_of.get(cpu as usize).copied().unwrap_or(0)
     }
@@ -66,7 +71,7 @@ impl Layout {
         self.llcs.len().max(1) as u32
     }
 
-    /// The highest node id, plus one.
+    /// How many nodes have CPUs; never 0.
     pub fn nr_nodes(&self) -> u32 {
         self.nr_nodes
     }
@@ -84,5 +89,18 @@ impl Layout {
     /// How many CPUs were online.
     pub fn nr_online(&self) -> u32 {
         self.nr_online
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_are_counted_whatever_their_ids() {
+        let layout = Layout::from_llcs(&[(501, vec![0, 1]), (500, vec![2]), (501, vec![3])]);
+        assert_eq!(layout.nr_nodes(), 2);
+        assert_eq!([0, 1, 2, 3].map(|cpu| layout.node_of(cpu)), [1, 1, 0, 1]);
+        assert_eq!([0, 1, 2, 3].map(|cpu| layout.llc_of(cpu)), [0, 0, 1, 2]);
     }
 }

@@ -85,9 +85,10 @@ fn shard(line: &str) -> Option<(u32, u32)> {
     Some((shard.parse().ok()?, node.parse().ok()?))
 }
 
-/// `*R spin[193] -132ms`: a task is being told of.
+/// `*R spin[193] -132ms`, or `*R spin[193] *root -132ms` where there may be several schedulers: a task is being told of.
 fn thread(line: &str) -> Option<i32> {
-    let (before, time) = line.rsplit_once("] ")?;
+    let (before, rest) = line.rsplit_once("] ")?;
+    let time = rest.rsplit(' ').next()?;
     time.strip_suffix("ms")?.parse::<i64>().ok()?;
     before.rsplit_once('[')?.1.parse().ok()
 }
@@ -96,4 +97,29 @@ fn thread(line: &str) -> Option<i32> {
 fn home(line: &str) -> Option<u32> {
     let (_, rest) = line.split_once(" home=")?;
     rest.split(' ').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn homes_are_found_in_dumps_of_each_kernel() {
+        let of_612 = "shard 0: node 0, 4 CPUs, idle 0, 2 queued
+            shard 1: node 1, 4 CPUs, idle 0, 5 queued
+            *R spin[7] -28ms
+              cpus=ff no_mig=0
+              vtime=1 slice_ns=2000000 allowed=8 home=1 away_ns=0
+             R kworker/0:2[8] -108ms
+              vtime=1 slice_ns=2000000 allowed=1 home=-1 away_ns=0
+             R a] b[9] +0ms
+              vtime=1 slice_ns=2000000 allowed=8 home=0 away_ns=0";
+        let of_73 = of_612
+            .replace("] -", "] *root -")
+            .replace("] +", "] *root +");
+        for dump in [of_612, &of_73] {
+            let homes = Homes::parse(dump).unwrap();
+            assert_eq!(homes.of(&[7, 8, 9, 10], 1), (2, 1), "{dump}");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use super::stats::Totals;
 use crate::Setting;
 use crate::cpus::online;
-use crate::daemon::{Daemon, check_refusal, run};
+use crate::daemon::{Daemon, check_refusal, printed, run};
 use crate::load::{Load, Work};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
@@ -242,7 +242,7 @@ fn counters(families: &Families) -> Result<BTreeMap<&str, u64>> {
 
 fn totals() -> Result<Totals> {
     let output = run("manycore", &["stats", "--json"], true)?;
-    Totals::parse(String::from_utf8_lossy(&output.stdout).trim())
+    Totals::parse(printed(&output)?.trim())
 }
 
 /// Asked in between, `manycore stats` has a value in between for every counter.
@@ -260,15 +260,16 @@ fn check_between(before: &Families, totals: &Totals, after: &Families) -> Result
     ensure!(before.keys().eq(after.keys()), "the names have changed");
     for (name, &then) in &before {
         let now = after[name];
-        // manycore_FIELD_UNIT
+        // manycore_FIELD_UNIT, or without a unit
         let field = name.trim_start_matches("manycore_");
+        let field = format!("{field}_");
         let total = totals
             .0
             .iter()
             .filter(|(own, _)| field.starts_with(&format!("{own}_")))
             // One may begin with the name of another.
             .max_by_key(|(own, _)| own.len());
-        let (_, &total) = total.with_context(|| format!("manycore stats doesn't know {field}"))?;
+        let (_, &total) = total.with_context(|| format!("manycore stats doesn't know {name}"))?;
         ensure!(
             then <= total && total <= now,
             "{name} was {then}, then {total}, then {now}"
