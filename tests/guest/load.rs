@@ -22,9 +22,8 @@ pub(crate) enum Work {
     Spin,
     /// Works for a moment and sleeps for a moment.
     Sleep,
-    /// Works for a moment and sleeps for [`DOZE`] times the number of CPUs: so one for each of them wakes up 250 times a
-    /// second in all, for which an emulator on a single thread has time whatever the machine's size.
-    Doze,
+    /// Works for a moment and sleeps for so long.
+    Doze(Duration),
     /// Wakes up every five to ten seconds.
     Nap,
     /// Offers its CPU after each moment of work.
@@ -40,8 +39,6 @@ pub(crate) enum Work {
 /// What a worker has that touches memory, in bytes, and what it goes on by each time.
 const TOUCHED: usize = 2 << 20;
 const PAGE: usize = 4096;
-/// For each CPU of the machine.
-const DOZE: Duration = Duration::from_millis(4);
 /// Room for that many CPUs in a mask.
 const MAX_CPUS: usize = 1024;
 
@@ -179,12 +176,6 @@ fn labour(work: Work, shared: &Shared, started: &Sender<Pid>) {
     }
     let mut own = vec![1u8; if work == Work::Touch { TOUCHED } else { 0 }];
     let mut page = 0;
-    let doze = match work {
-        Work::Doze => {
-            DOZE * u32::try_from(crate::cpus::online().map_or(1, |cpus| cpus.len())).unwrap_or(1)
-        }
-        _ => Duration::ZERO,
-    };
     let mut last = Instant::now();
     let mut random = Random::new(gettid().as_raw_nonzero().get().unsigned_abs().into());
     while !shared.stop.load(Ordering::Relaxed) {
@@ -200,7 +191,7 @@ fn labour(work: Work, shared: &Shared, started: &Sender<Pid>) {
                 own[page] = own[page].wrapping_add(1);
             }
             Work::Sleep => std::thread::sleep(Duration::from_micros(300)),
-            Work::Doze => std::thread::sleep(doze),
+            Work::Doze(time) => std::thread::sleep(time),
             Work::Nap => {
                 std::thread::sleep(Duration::from_millis(5000 + random.below(5000) as u64))
             }

@@ -29,11 +29,16 @@ fn some_load() -> Result<Load> {
 /// often must admit it, too. What it takes in all is looked at by the case `verified`, on one topology; this on each.
 const VERIFIED_MOST: u32 = 100_000;
 
+/// How long a thread sleeps for each CPU of the machine: so one for each of them wakes up 250 times a second in all, for
+/// which an emulator on a single thread has time whatever the machine's size.
+const DOZE: Duration = Duration::from_millis(4);
+
 pub(crate) fn loads(setting: &Setting) -> Result<String> {
-    let mut load = Load::start(online()?.len(), Work::Doze)?;
+    let cpus = online()?;
+    let doze = DOZE * u32::try_from(cpus.len())?;
+    let mut load = Load::start(cpus.len(), Work::Doze(doze))?;
     // They run already when the scheduler takes them over, which happens on another CPU than theirs, and neither ever
     // sleeps: the other gets its turns only if the first one's running time is known.
-    let cpus = online()?;
     let last: Cpus = cpus.last().copied().into_iter().collect();
     load.add(Load::start_on(2, Work::Spin, Some(&last))?);
     ensure!(!is_on_sched_ext(own_tid())?, "sched_ext is at work already");

@@ -274,7 +274,8 @@ fn kernel_options(spec: &Spec) -> Vec<String> {
             "init_on_alloc=1",
         ]);
     }
-    if spec.accel == Accel::Tcg && spec.clock == Clock::Real && threads(spec) == "single" {
+    let many = spec.topology.cpus() > MULTI_THREAD_MAX;
+    if spec.accel == Accel::Tcg && spec.clock == Clock::Real && many {
         // vm/guest.sh brings the others online.
         options.push("maxcpus=1");
     }
@@ -283,15 +284,6 @@ fn kernel_options(spec: &Spec) -> Vec<String> {
         options.push("norandmaps");
     }
     options.into_iter().map(String::from).collect()
-}
-
-/// Whether QEMU emulates each vCPU in a thread of its own.
-fn threads(spec: &Spec) -> &'static str {
-    if spec.clock == Clock::Real && spec.topology.cpus() <= MULTI_THREAD_MAX {
-        "multi"
-    } else {
-        "single"
-    }
 }
 
 fn qemu_options(spec: &Spec, dir: &RunDir) -> Vec<String> {
@@ -303,13 +295,18 @@ fn qemu_options(spec: &Spec, dir: &RunDir) -> Vec<String> {
         "-device",
         "virtserialport,name=manycore.status,chardev=mcstatus",
     ]);
+    let threads = if spec.clock == Clock::Real && spec.topology.cpus() <= MULTI_THREAD_MAX {
+        "multi"
+    } else {
+        "single"
+    };
     let cpu = match spec.accel {
         Accel::Kvm => "host",
         Accel::Tcg => EMULATED_CPU,
     };
     add(&["-cpu", cpu]);
     if spec.accel == Accel::Tcg {
-        add(&["-accel", &format!("tcg,thread={}", threads(spec))]);
+        add(&["-accel", &format!("tcg,thread={threads}")]);
     }
     let caches: Vec<_> = [
         ("l3", "die"),

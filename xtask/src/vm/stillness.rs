@@ -126,31 +126,21 @@ mod tests {
         assert_eq!(after(30, None), 0);
     }
 
-    /// Is killed when dropped.
-    struct Started(std::process::Child);
-
-    impl Started {
-        fn sh(script: &str) -> Self {
-            Self(Command::new("sh").args(["-c", script]).spawn().unwrap())
-        }
-    }
-
-    impl Drop for Started {
-        fn drop(&mut self) {
-            let _ = self.0.kill();
-            let _ = self.0.wait();
-        }
-    }
-
     #[test]
     fn the_first_thread_counts_while_it_makes_the_others() {
-        let busy = Started::sh("while :; do :; done");
+        let mut busy = Command::new("sh")
+            .args(["-c", "while :; do :; done"])
+            .spawn()
+            .unwrap();
         let deadline = Instant::now() + Duration::from_secs(20);
-        let time = || cpu_time(Pid::from_child(&busy.0));
-        while time() < Some(10) && Instant::now() < deadline {
+        let mut time = Some(0);
+        while time < Some(10) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(100));
+            time = cpu_time(Pid::from_child(&busy));
         }
-        assert!(time() >= Some(10));
+        busy.kill().unwrap();
+        busy.wait().unwrap();
+        assert!(time >= Some(10));
         assert_eq!(cpu_time(Pid::from_raw(i32::MAX).unwrap()), None);
     }
 
