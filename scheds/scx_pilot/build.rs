@@ -45,23 +45,52 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// What `scx_rustland_core` 2.4.15 has wrong: that the callback of `bpf_user_ringbuf_drain()` returns 1 makes it skip the rest,
-/// so as long as there was room for more decisions, one was taken in at a time. All others waited for the next time that any
-/// CPU had nothing to run, while their tasks' ranks counted for nothing.
-const DRAINS_ONE: &str = "return !!scx_bpf_dispatch_nr_slots();";
-const DRAINS_ALL: &str = "return !scx_bpf_dispatch_nr_slots();";
+/// What `scx_rustland_core` 2.4.15 has wrong, with what is put in its place.
+const MENDED: [(&str, &str); 4] = [
+    // That the callback of `bpf_user_ringbuf_drain()` returns 1 makes it skip the rest, so as long as there was room for more
+    // decisions, one was taken in at a time. All others waited for the next time that any CPU had nothing to run, while their
+    // tasks' ranks counted for nothing.
+    (
+        "return !!scx_bpf_dispatch_nr_slots();",
+        "return !scx_bpf_dispatch_nr_slots();",
+    ),
+    // A CPU that is coming up idles before the kernel asks for tasks for it. Those that were sent there waited for it to come
+    // up, and it for them, where one of them was the kernel's thread for expedited grace periods.
+    ("static void dispatch_task(", TAKES_TASKS),
+    (
+        "if (task->cpu == RL_CPU_ANY) {",
+        "if (task->cpu == RL_CPU_ANY || !takes_tasks(task->cpu)) {",
+    ),
+    (
+        "return !scx_bpf_dsq_nr_queued(SHARED_DSQ) &&",
+        "return takes_tasks(cpu) && !scx_bpf_dsq_nr_queued(SHARED_DSQ) &&",
+    ),
+];
+
+const TAKES_TASKS: &str = "
+static bool takes_tasks(s32 cpu)
+{
+	const struct rq *rq = bpf_per_cpu_ptr(&runqueues, cpu);
+
+	return rq && rq->online;
+}
+
+static void dispatch_task(";
 
 /// Builds it as it is, which leaves its sources behind, and then its BPF side anew as it is meant.
 fn build_rustland() -> Result<()> {
     const SOURCE: &str = "main.bpf.c";
     scx_rustland_core::RustLandBuilder::new()?.build()?;
-    let source = fs::read_to_string(SOURCE).context("reading the BPF side")?;
-    let found = source.matches(DRAINS_ONE).count();
-    ensure!(
-        found == 1,
-        "{SOURCE} of scx_rustland_core has {found} lines `{DRAINS_ONE}`, not 1: is this still needed?"
-    );
-    fs::write(SOURCE, source.replace(DRAINS_ONE, DRAINS_ALL)).context("writing the BPF side")?;
+    let mut source = fs::read_to_string(SOURCE).context("reading the BPF side")?;
+    for (wrong, right) in MENDED {
+        let found = source.matches(wrong).count();
+        ensure!(
+            found == 1,
+            "{SOURCE} of scx_rustland_core has {found} lines `{wrong}`, not 1: is this still needed?"
+        );
+        source = source.replace(wrong, right);
+    }
+    fs::write(SOURCE, source).context("writing the BPF side")?;
     scx_cargo::BpfBuilder::new()?
         .enable_intf("intf.h", "bpf_intf.rs")
         .enable_skel(SOURCE, "bpf")
