@@ -21,6 +21,8 @@ pub(crate) fn start_limit() -> Duration {
 /// From a signal to a daemon's end.
 const END: Duration = Duration::from_secs(90);
 const POLL: Duration = Duration::from_millis(50);
+/// The kernel's own, for schedulers that ask for less: an emulated guest on a busy host can stand still for seconds.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What the kernel says of sched_ext.
 #[derive(Debug, PartialEq, Eq)]
@@ -126,6 +128,11 @@ impl Daemon {
 
     /// Starts the setting's scheduler and waits until it is loaded.
     pub(crate) fn start(setting: &Setting, args: &[&str]) -> Result<Self> {
+        Self::start_for(setting, args, PATIENCE)
+    }
+
+    /// The same, with another time after which the kernel ends a scheduler that leaves a task waiting, if it asks for one.
+    pub(crate) fn start_for(setting: &Setting, args: &[&str], patience: Duration) -> Result<Self> {
         let scheduler = setting.scheduler()?;
         ensure!(
             !State::read()?.is_loaded(),
@@ -133,7 +140,7 @@ impl Daemon {
             State::read()?
         );
         let enabled = enabled_times()?;
-        let mut daemon = Self::spawn(scheduler.name, args)?;
+        let mut daemon = Self::spawn_for(scheduler.name, args, patience)?;
         let deadline = Instant::now() + start_limit();
         loop {
             let state = State::read()?;
@@ -168,13 +175,16 @@ impl Daemon {
 
     /// Starts it without waiting: a client, for example.
     pub(crate) fn spawn(name: &str, args: &[&str]) -> Result<Self> {
+        Self::spawn_for(name, args, PATIENCE)
+    }
+
+    fn spawn_for(name: &str, args: &[&str], patience: Duration) -> Result<Self> {
         let id = unique();
         let stdout = PathBuf::from(format!("/tmp/{name}-{id}.out"));
         let stderr = PathBuf::from(format!("/tmp/{name}-{id}.err"));
         let child = Command::new(name)
             .args(args)
-            // The kernel's own, for those who ask for less: an emulated guest on a busy host can stand still for seconds.
-            .env("SCX_TIMEOUT_MS", "30000")
+            .env("SCX_TIMEOUT_MS", patience.as_millis().to_string())
             .stdin(Stdio::null())
             .stdout(File::create(&stdout).context("creating a daemon's output")?)
             .stderr(File::create(&stderr).context("creating a daemon's log")?)

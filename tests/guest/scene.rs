@@ -29,11 +29,19 @@ pub(crate) struct Scene {
 
 impl Scene {
     pub(crate) fn new(setting: &Setting) -> Result<Self> {
+        Self::around(setting, || Daemon::start(setting, &[]))
+    }
+
+    /// With a daemon that is started so.
+    pub(crate) fn around(
+        setting: &Setting,
+        start: impl FnOnce() -> Result<Daemon>,
+    ) -> Result<Self> {
         let machine = Machine::read()?;
         let cpus = online()?;
         // Before the load: see its documentation.
         let checker = Checker::start(setting.scheduler()?.bounds)?;
-        let daemon = Daemon::start(setting, &[])?;
+        let daemon = start()?;
         // As much as the CPUs can do, and where they take turns on the host's few, half of it: a part of them idles, and
         // the rest gets on twice as fast.
         let much = if cpus.len() > FEW_CPUS {

@@ -16,9 +16,13 @@ use std::time::{Duration, Instant};
 
 const SYSRQ: &str = "/proc/sysrq-trigger";
 
-/// SIGSTOP for some time: who only looks on isn't missed.
+/// SIGSTOP for some time: who only looks on isn't missed, and who decides is thrown out, before anybody has waited for longer
+/// than the scheduler's bound.
 pub(crate) fn stop(setting: &Setting) -> Result<String> {
     const STOPPED: Duration = Duration::from_secs(10);
+    if setting.scheduler()?.by_daemon {
+        return stop_who_decides(setting);
+    }
     let scene = Scene::new(setting)?;
     scene.daemon.send(Signal::STOP)?;
     let deadline = Instant::now() + STOPPED;
@@ -32,6 +36,31 @@ pub(crate) fn stop(setting: &Setting) -> Result<String> {
     scene.daemon.send(Signal::CONT)?;
     let checked = scene.end()?;
     Ok(format!("stopped for {} s; {checked}", STOPPED.as_secs()))
+}
+
+/// The kernel ends a scheduler whose daemon doesn't decide, and the daemon says so once it runs again.
+fn stop_who_decides(setting: &Setting) -> Result<String> {
+    /// What such a scheduler asks the kernel for, unless told otherwise.
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let mut scene = Scene::around(setting, || Daemon::start_for(setting, &[], PATIENCE))?;
+    scene.check().context("before it was stopped")?;
+    scene.daemon.send(Signal::STOP)?;
+    let started = Instant::now();
+    wait_until_unloaded().context("without its daemon")?;
+    let took = started.elapsed();
+    scene.load.check_progress(TURN).context("without it")?;
+    scene.daemon.send(Signal::CONT)?;
+    let status = wait_for_end(&mut scene.daemon)?;
+    let (checked, daemon) = scene.end_without_scheduler()?;
+    ensure!(
+        status.code() == Some(1) && daemon.stderr().contains("stall"),
+        "it ended with {status} and does not say why: {}",
+        daemon.stderr()
+    );
+    Ok(format!(
+        "thrown out after {:.1} s, and it says so; {checked}",
+        took.as_secs_f64()
+    ))
 }
 
 fn wait_for_end(daemon: &mut Daemon) -> Result<ExitStatus> {

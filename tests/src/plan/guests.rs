@@ -104,10 +104,10 @@ impl Guest {
                     .iter()
                     .filter(|case| !scheduler.left_out.contains(&case.name))
                     .filter(|case| scheduler.by_daemon || !OF_DAEMONS.contains(&case.name))
-                    .filter(|case| !scheduler.by_daemon || case.about != About::Fault)
                     .filter(|case| {
                         let slow = !self.full || self.is_large();
-                        !slow || !scheduler.by_daemon || DAEMONS.contains(&case.name)
+                        let counts = case.about.is_fault() || DAEMONS.contains(&case.name);
+                        !slow || !scheduler.by_daemon || counts
                     })
                     .filter(|case| {
                         let first = scheduler.name == SCHEDULERS[0].name;
