@@ -10,41 +10,71 @@ use std::path::PathBuf;
 
 /// What the page says whatever the results are.
 const PAGE: &str = include_str!("reliability.md");
+/// The case about the verifier.
+const VERIFIED: &str = "verified";
 
 /// Write docs/reliability.md: what was tried, how often, and what was found
 ///
-/// The results are those that tests write while $MANYCORE_RESULTS names a folder.
+/// The results are those that tests write while $MANYCORE_RESULTS names a folder. They are kept
+/// in docs/reliability.jsonl, since all of them take hours: what is new of a case in a guest
+/// takes the place of what was kept of it. Without new ones, the page is written anew from what
+/// is kept.
 ///
 /// Example:
-///   MANYCORE_RESULTS=/tmp/results cargo xtask test -- --include-ignored 6.12/t8
+///   export MANYCORE_RESULTS=/tmp/results
+///   cargo xtask test --full -- 6.12/t8/scx_rr/fault
 ///   cargo xtask reliability /tmp/results
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Args {
-    /// Folders of results
-    #[arg(required = true)]
+    /// Folders of new results
     results: Vec<PathBuf>,
-    /// Where to write it
+    /// Where the page's results are kept
+    #[arg(long, default_value_os_t = workspace::root().join("docs/reliability.jsonl"))]
+    records: PathBuf,
+    /// Where to write the page
     #[arg(long, short, default_value_os_t = workspace::root().join("docs/reliability.md"))]
     output: PathBuf,
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let mut records = Vec::new();
+    let kept = if args.records.exists() {
+        results::read_file(&args.records)?
+    } else {
+        Vec::new()
+    };
+    let mut new = Vec::new();
     for dir in &args.results {
-        records.extend(results::read(dir)?);
+        new.extend(results::read(dir)?);
     }
-    records.retain(|record| !record.was_not_run());
-    let (faults, others): (Vec<_>, Vec<_>) = records.into_iter().partition(|record| record.fault);
-    ensure!(!faults.is_empty(), "no results about faults in there");
+    let records = merged(kept, new);
+    let (faults, others): (Vec<_>, Vec<_>) =
+        records.iter().cloned().partition(|record| record.fault);
+    ensure!(!faults.is_empty(), "there are no results about faults");
+    let mut lines = String::new();
+    for record in &records {
+        lines += &serde_json::to_string(record).context("writing a result")?;
+        lines.push('\n');
+    }
+    fs::write(&args.records, lines)
+        .with_context(|| format!("writing {}", args.records.display()))?;
     fs::write(&args.output, page(&faults, &others))
         .with_context(|| format!("writing {}", args.output.display()))
 }
 
+/// What the page is about, of both: where there are new results of a case in a guest, those.
+fn merged(mut kept: Vec<Record>, mut new: Vec<Record>) -> Vec<Record> {
+    new.retain(|record| !record.was_not_run() && (record.fault || record.case == VERIFIED));
+    let renewed: BTreeSet<_> = new.iter().map(Record::trial).collect();
+    kept.retain(|record| !renewed.contains(&record.trial()));
+    kept.extend(new);
+    // Runs of the same stay in their order.
+    kept.sort_by_key(Record::trial);
+    kept
+}
+
 fn page(records: &[Record], others: &[Record]) -> String {
-    let versions: BTreeSet<_> = records.iter().map(|r| r.version.as_str()).collect();
-    let versions: Vec<_> = versions.into_iter().collect();
-    PAGE.replace("{versions}", &versions.join(", "))
+    PAGE.replace("{versions}", &versions(records))
         .replace("{runs}", &records.len().to_string())
         .replace("{bounds}", &bounds(records))
         .replace("{checker}", &table(records, false))
@@ -53,10 +83,27 @@ fn page(records: &[Record], others: &[Record]) -> String {
         .replace("{verified}", &verified(others))
 }
 
+/// Each version, with what was tried at it.
+fn versions(records: &[Record]) -> String {
+    let mut tried: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for record in records {
+        let of = record.scheduler.as_deref().unwrap_or("the checker");
+        tried.entry(&record.version).or_default().insert(of);
+    }
+    let told: Vec<_> = tried
+        .into_iter()
+        .map(|(version, of)| {
+            let of: Vec<_> = of.into_iter().collect();
+            format!("{version} ({})", of.join(", "))
+        })
+        .collect();
+    told.join(" and ")
+}
+
 /// What the last run of the case `verified` said of each scheduler in each guest.
 fn verified(records: &[Record]) -> String {
     let mut rows = BTreeMap::new();
-    for record in records.iter().filter(|r| r.case == "verified" && r.ok) {
+    for record in records.iter().filter(|r| r.case == VERIFIED && r.ok) {
         // What it was last time follows.
         let now = record.message.split(';').next().unwrap_or_default();
         let scheduler = record.scheduler.as_deref().unwrap_or_default();
@@ -181,6 +228,25 @@ fn failures(records: &[Record]) -> String {
 mod tests {
     use super::*;
     use crate::results::tests::record;
+
+    #[test]
+    fn new_results_take_the_place_of_those_of_the_same_case_and_guest() {
+        let kept = vec![
+            record("6.12/t8", "fault_rt", false, "old"),
+            record("debian/t8", "fault_rt", true, "kept"),
+        ];
+        let mut passed = record("6.12/t8", "loads", true, "not on the page");
+        passed.fault = false;
+        let new = vec![
+            record("6.12/t8", "fault_rt", true, "first"),
+            record("6.12/t8", "fault_rt", true, "second"),
+            record("6.12/t8", "faults", false, "not run: the guest had gone"),
+            passed,
+        ];
+        let merged = merged(kept, new);
+        let messages: Vec<_> = merged.iter().map(|it| it.message.as_str()).collect();
+        assert_eq!(messages, ["first", "second", "kept"]);
+    }
 
     #[test]
     fn the_page_tells_runs_waits_and_failures() {

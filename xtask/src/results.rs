@@ -4,14 +4,14 @@ use crate::cmd;
 use crate::workspace;
 use anyhow::{Context, Result};
 use comfy_table::Table;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 /// One run of a case.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Record {
     pub version: String,
     /// `6.12/t8`
@@ -25,7 +25,7 @@ pub struct Record {
     pub message: String,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bounds {
     pub wait_ms: u64,
     pub idle_ms: u64,
@@ -63,15 +63,22 @@ pub fn read(dir: &Path) -> Result<Vec<Record>> {
     paths.sort();
     let mut records = Vec::new();
     for path in paths {
-        let text =
-            fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-        // A line that was cut off says nothing.
-        records.extend(
-            text.lines()
-                .filter_map(|line| serde_json::from_str(line).ok()),
-        );
+        records.extend(read_file(&path)?);
     }
     Ok(records)
+}
+
+/// All of a file.
+///
+/// # Errors
+/// If it can't be read.
+pub fn read_file(path: &Path) -> Result<Vec<Record>> {
+    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    // A line that was cut off says nothing.
+    Ok(text
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect())
 }
 
 /// All but what no test in a guest looks at, as git pathspecs.
