@@ -45,8 +45,8 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// What `scx_rustland_core` 2.4.15 has wrong, with what is put in its place.
-const MENDED: [(&str, &str); 4] = [
+/// What `scx_rustland_core` 2.4.15 has wrong in its BPF side, with what is put in its place.
+const BPF_MENDED: [(&str, &str); 4] = [
     // That the callback of `bpf_user_ringbuf_drain()` returns 1 makes it skip the rest, so as long as there was room for more
     // decisions, one was taken in at a time. All others waited for the next time that any CPU had nothing to run, while their
     // tasks' ranks counted for nothing.
@@ -77,24 +77,49 @@ static bool takes_tasks(s32 cpu)
 
 static void dispatch_task(";
 
+/// And in what connects the daemon to it: the scheduler is attached first, and then the thread that decides locks its memory
+/// and gives up `mmap()`. Meanwhile nobody is scheduled who finds no idle CPU, and the kernel may make that thread wait for
+/// one of them. So it is attached last.
+const RUST_MENDED: [(&str, &str); 2] = [
+    (ATTACHES, ""),
+    (
+        "        // Make sure to use the SCHED_EXT class at least for the scheduler itself.\n",
+        "        let attached = scx_ops_attach!(skel, rustland);
+        if attached.is_err() {
+            ALLOCATOR.unlock_memory();
+        }
+        let struct_ops = Some(attached?);
+
+        // Make sure to use the SCHED_EXT class at least for the scheduler itself.\n",
+    ),
+];
+
+const ATTACHES: &str = "        let struct_ops = Some(scx_ops_attach!(skel, rustland)?);\n";
+
 /// Builds it as it is, which leaves its sources behind, and then its BPF side anew as it is meant.
 fn build_rustland() -> Result<()> {
     const SOURCE: &str = "main.bpf.c";
     scx_rustland_core::RustLandBuilder::new()?.build()?;
-    let mut source = fs::read_to_string(SOURCE).context("reading the BPF side")?;
-    for (wrong, right) in MENDED {
-        let found = source.matches(wrong).count();
-        ensure!(
-            found == 1,
-            "{SOURCE} of scx_rustland_core has {found} lines `{wrong}`, not 1: is this still needed?"
-        );
-        source = source.replace(wrong, right);
-    }
-    fs::write(SOURCE, source).context("writing the BPF side")?;
+    mend(SOURCE, &BPF_MENDED)?;
+    mend("src/bpf.rs", &RUST_MENDED)?;
     scx_cargo::BpfBuilder::new()?
         .enable_intf("intf.h", "bpf_intf.rs")
         .enable_skel(SOURCE, "bpf")
         .build()
+}
+
+/// Replaces what is wrong in one of its sources.
+fn mend(path: &str, mended: &[(&str, &str)]) -> Result<()> {
+    let mut source = fs::read_to_string(path).with_context(|| format!("reading {path}"))?;
+    for (wrong, right) in mended {
+        let found = source.matches(wrong).count();
+        ensure!(
+            found == 1,
+            "{path} of scx_rustland_core has {found} times `{wrong}`, not once: is this still needed?"
+        );
+        source = source.replace(wrong, right);
+    }
+    fs::write(path, source).with_context(|| format!("writing {path}"))
 }
 
 /// Runs a builder in a folder, with another one for what it generates.

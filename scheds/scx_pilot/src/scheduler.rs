@@ -21,7 +21,6 @@ use control_plane::{Instance, Topology};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use libbpf_rs::OpenObject;
 use log::warn;
-use rustix::mm::{MlockAllFlags, mlockall};
 use scx_pilot::cycle::{Arrival, Cycle, Kernel, NR_EVENTS, Published};
 use scx_pilot::inputs::{Board, Readers};
 use scx_pilot::layout::Layout;
@@ -230,13 +229,9 @@ impl<'o> Scheduler<'o> {
     ) -> Result<Self> {
         let (opts, common) = (&order.opts, &order.opts.common);
         let slice_ns = opts.slice_us * 1000;
-        // All memory that scheduling needs, before anything depends on it: once the scheduler is attached nobody is scheduled
-        // until this thread is here again, and the crate, which locks memory after that, has then little left to wait for.
+        // All memory that scheduling needs, before anything depends on it.
         let policy = opts.policy_kind.build(&order.layout, slice_ns);
         let cycle = Cycle::new(policy, Arc::clone(&order.board), order.layout.nr_online());
-        if let Err(err) = mlockall(MlockAllFlags::CURRENT) {
-            log::debug!("locking memory: {err}");
-        }
         // Memory that is mapped after the scheduler is attached would not be there when it is needed.
         let hasten = (opts.policy_kind == Kind::Deadline)
             .then(|| Hasten::attach(hasten, order.layout.nr_cpu_ids()));
