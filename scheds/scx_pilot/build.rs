@@ -54,8 +54,9 @@ const BPF_MENDED: [(&str, &str); 4] = [
         "return !!scx_bpf_dispatch_nr_slots();",
         "return !scx_bpf_dispatch_nr_slots();",
     ),
-    // A CPU that is coming up idles before the kernel asks for tasks for it. Those that were sent there waited for it to come
-    // up, and it for them, where one of them was the kernel's thread for expedited grace periods.
+    // A CPU that is coming up idles before the kernel asks for tasks for it, and one that is going still does after. Those that
+    // were sent there waited for it to come or go, and it for them, where one of them was the kernel's thread for expedited
+    // grace periods.
     ("static void dispatch_task(", TAKES_TASKS),
     (
         "if (task->cpu == RL_CPU_ANY) {",
@@ -68,11 +69,20 @@ const BPF_MENDED: [(&str, &str); 4] = [
 ];
 
 const TAKES_TASKS: &str = "
+/* Its type is in no BTF. */
+extern const void __cpu_active_mask __ksym;
+
 static bool takes_tasks(s32 cpu)
 {
 	const struct rq *rq = bpf_per_cpu_ptr(&runqueues, cpu);
+	u64 active = 0;
 
-	return rq && rq->online;
+	/* Comes up: active, then online. Goes: inactive, a grace period, then offline. */
+	if (!rq || !rq->online)
+		return false;
+	bpf_probe_read_kernel(&active, sizeof(active),
+			      (const u64 *)&__cpu_active_mask + cpu / 64);
+	return active & (1ULL << cpu % 64);
 }
 
 static void dispatch_task(";
