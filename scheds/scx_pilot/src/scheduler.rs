@@ -116,17 +116,15 @@ impl Remote {
 }
 
 /// Starts the same program with the same arguments in place of this one. From any thread but the one that may map no
-/// memory; its process stays the same one. Returns only if that fails.
+/// memory; its process stays the same one, and it is as a real-time one that it starts, or on a busy machine nobody would
+/// hear of the policy for minutes. Returns only if that fails.
 fn start_anew(counters: &[u64]) -> io::Error {
     let words: Vec<String> = counters.iter().map(u64::to_string).collect();
     match env::current_exe() {
-        Ok(program) => {
-            set_policy(libc::SCHED_OTHER, 0);
-            Command::new(program)
-                .args(env::args_os().skip(1))
-                .env(CARRIED, words.join(","))
-                .exec()
-        }
+        Ok(program) => Command::new(program)
+            .args(env::args_os().skip(1))
+            .env(CARRIED, words.join(","))
+            .exec(),
         Err(err) => err,
     }
 }
@@ -253,6 +251,10 @@ impl<'o> Scheduler<'o> {
             slice_ns,
             "pilot",
         )?;
+        if !common.partial {
+            // It starts as a real-time thread after it has started itself anew, and is scheduled by what it schedules from here.
+            set_policy(libc::SCHED_OTHER, 0);
+        }
         Ok(Self {
             bpf: Bpf {
                 bpf,
