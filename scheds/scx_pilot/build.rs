@@ -89,8 +89,12 @@ static void dispatch_task(";
 
 /// And in what connects the daemon to it: the scheduler is attached first, and then the thread that decides locks its memory
 /// and gives up `mmap()`. Meanwhile nobody is scheduled who finds no idle CPU, and the kernel may make that thread wait for
-/// one of them. So it is attached last.
-const RUST_MENDED: [(&str, &str); 2] = [
+/// one of them. So it is attached last. And a CPU that goes while the topology is read is no reason to panic.
+const RUST_MENDED: [(&str, &str); 3] = [
+    (
+        "let topo = Topology::new().unwrap();",
+        "let topo = Topology::new().context(\"reading the topology\")?;",
+    ),
     (ATTACHES, ""),
     (
         "        // Make sure to use the SCHED_EXT class at least for the scheduler itself.\n",

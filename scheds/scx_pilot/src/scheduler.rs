@@ -11,7 +11,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
-use std::{env, io};
+use std::{env, fs, io};
 
 use anyhow::{Context, Result, anyhow};
 use control_plane::lifecycle::check_policy;
@@ -75,7 +75,7 @@ impl Remote {
         }
     }
 
-    /// Has the main thread attach a scheduler, or starts the process anew if it has had one.
+    /// Has the main thread attach a scheduler, or starts the process anew if it has had one, or if CPUs came or went in its way.
     ///
     /// # Errors
     /// If that fails.
@@ -86,10 +86,14 @@ impl Remote {
         board: &Arc<Board>,
         readers: Readers,
     ) -> Result<Box<dyn Instance>> {
+        let before = hotplugs();
+        let start_anew = |counters: &[u64]| {
+            check_policy(&opts.common)?;
+            Err(start_anew(counters)).context("starting anew")
+        };
         let last = lock(&self.last).take();
         if let Some(counters) = last {
-            check_policy(&opts.common)?;
-            return Err(start_anew(&counters)).context("starting anew");
+            return start_anew(&counters);
         }
         let shared = Arc::new(Shared::default());
         let ((attached, is_attached), (exit, exits)) = (bounded(1), bounded(1));
@@ -103,7 +107,13 @@ impl Remote {
         };
         let gone = || anyhow!("the thread that schedules is gone");
         self.orders.send(order).map_err(|_| gone())?;
-        is_attached.recv().map_err(|_| gone())??;
+        if let Err(err) = is_attached.recv().map_err(|_| gone())? {
+            if hotplugs() == before {
+                return Err(err);
+            }
+            log::info!("CPUs came or went: starting again ({err:#})");
+            return start_anew(&self.carried);
+        }
         Ok(Box::new(Running {
             shared,
             board: Arc::clone(board),
@@ -113,6 +123,11 @@ impl Remote {
             _readers: readers,
         }))
     }
+}
+
+/// Tells apart by the kernel's word whether CPUs came or went; nothing on a kernel that doesn't say.
+fn hotplugs() -> String {
+    fs::read_to_string("/sys/kernel/sched_ext/hotplug_seq").unwrap_or_default()
 }
 
 /// Starts the same program with the same arguments in place of this one. From any thread but the one that may map no
