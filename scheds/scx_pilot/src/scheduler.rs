@@ -21,6 +21,7 @@ use control_plane::{Instance, Topology};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use libbpf_rs::OpenObject;
 use log::warn;
+use rustix::process::setpriority_process;
 use scx_pilot::cycle::{Arrival, Cycle, Kernel, NR_EVENTS, Published};
 use scx_pilot::inputs::{Board, Readers};
 use scx_pilot::layout::Layout;
@@ -131,15 +132,19 @@ fn hotplugs() -> String {
 }
 
 /// Starts the same program with the same arguments in place of this one. From any thread but the one that may map no
-/// memory; its process stays the same one, and it is as a real-time one that it starts, or on a busy machine nobody would
-/// hear of the policy for minutes. Returns only if that fails.
+/// memory; its process stays the same one, and starts ahead of others, or on a busy machine nobody would hear of the policy
+/// for minutes. But not as a real-time one: what is bound to its CPU would wait for all of that. Returns only if that fails.
 fn start_anew(counters: &[u64]) -> io::Error {
     let words: Vec<String> = counters.iter().map(u64::to_string).collect();
     match env::current_exe() {
-        Ok(program) => Command::new(program)
-            .args(env::args_os().skip(1))
-            .env(CARRIED, words.join(","))
-            .exec(),
+        Ok(program) => {
+            set_policy(libc::SCHED_OTHER, 0);
+            set_nice(-20);
+            Command::new(program)
+                .args(env::args_os().skip(1))
+                .env(CARRIED, words.join(","))
+                .exec()
+        }
         Err(err) => err,
     }
 }
@@ -159,6 +164,13 @@ fn set_policy(policy: i32, priority: i32) {
     if done != 0 {
         let err = io::Error::last_os_error();
         log::debug!("setting this thread's scheduling policy to {policy}: {err}");
+    }
+}
+
+/// This thread's.
+fn set_nice(nice: i32) {
+    if let Err(err) = setpriority_process(None, nice) {
+        log::debug!("setting this thread's nice level to {nice}: {err}");
     }
 }
 
@@ -266,10 +278,8 @@ impl<'o> Scheduler<'o> {
             slice_ns,
             "pilot",
         )?;
-        if !common.partial {
-            // It starts as a real-time thread after it has started itself anew, and is scheduled by what it schedules from here.
-            set_policy(libc::SCHED_OTHER, 0);
-        }
+        // Up to here it may have been ahead of others, see `start_anew`.
+        set_nice(0);
         Ok(Self {
             bpf: Bpf {
                 bpf,
