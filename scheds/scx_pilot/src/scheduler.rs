@@ -1,7 +1,7 @@
 //! The thread that schedules, and how the control plane talks to it.
 //!
 //! The BPF side knows the thread that schedules by the id of its process, so that thread is the main one; the control
-//! plane runs in another. Once a scheduler was attached, the main thread may map no more memory for the rest of its life
+//! plane runs in another. From when a scheduler is attached, the main thread may map no more memory for the rest of its life
 //! (`scx_rustland_core` sees to that, against page faults while it schedules), so a second one can't be attached from it:
 //! when CPUs came or went, the process starts itself anew.
 
@@ -88,13 +88,9 @@ impl Remote {
         readers: Readers,
     ) -> Result<Box<dyn Instance>> {
         let before = hotplugs();
-        let start_anew = |counters: &[u64]| {
-            check_policy(&opts.common)?;
-            Err(start_anew(counters)).context("starting anew")
-        };
         let last = lock(&self.last).take();
         if let Some(counters) = last {
-            return start_anew(&counters);
+            return start_anew(opts, &counters);
         }
         let shared = Arc::new(Shared::default());
         let ((attached, is_attached), (exit, exits)) = (bounded(1), bounded(1));
@@ -113,7 +109,7 @@ impl Remote {
                 return Err(err);
             }
             log::info!("CPUs came or went: starting again ({err:#})");
-            return start_anew(&self.carried);
+            return start_anew(opts, &self.carried);
         }
         Ok(Box::new(Running {
             shared,
@@ -134,19 +130,17 @@ fn hotplugs() -> String {
 /// Starts the same program with the same arguments in place of this one. From any thread but the one that may map no
 /// memory; its process stays the same one, and starts ahead of others, or on a busy machine nobody would hear of the policy
 /// for minutes. But not as a real-time one: what is bound to its CPU would wait for all of that. Returns only if that fails.
-fn start_anew(counters: &[u64]) -> io::Error {
+fn start_anew<T>(opts: &Opts, counters: &[u64]) -> Result<T> {
+    check_policy(&opts.common)?;
     let words: Vec<String> = counters.iter().map(u64::to_string).collect();
-    match env::current_exe() {
-        Ok(program) => {
-            set_policy(libc::SCHED_OTHER, 0);
-            set_nice(-20);
-            Command::new(program)
-                .args(env::args_os().skip(1))
-                .env(CARRIED, words.join(","))
-                .exec()
-        }
-        Err(err) => err,
-    }
+    let program = env::current_exe().context("starting anew")?;
+    set_policy(libc::SCHED_OTHER, 0);
+    set_nice(-20);
+    let err = Command::new(program)
+        .args(env::args_os().skip(1))
+        .env(CARRIED, words.join(","))
+        .exec();
+    Err(err).context("starting anew")
 }
 
 /// Takes this thread, and those that it will start, out of what this daemon schedules: as real-time threads they run, and
