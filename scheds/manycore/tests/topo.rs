@@ -246,7 +246,14 @@ fn nobody_may_look() {
     let machine = Machine::regular(2, 1, 4, 1, 1536);
     open(machine.dir.path());
     let program = machine.dir.path().join("manycore");
-    fs::copy(env!("CARGO_BIN_EXE_manycore"), &program).unwrap();
+    // Copied by another process: a child that a test beside this one has forked would keep what this process writes
+    // open until its own exec, and until then the kernel refuses to run it (ETXTBSY).
+    let copied = Command::new("cp")
+        .arg(env!("CARGO_BIN_EXE_manycore"))
+        .arg(&program)
+        .status()
+        .unwrap();
+    assert!(copied.success());
     let mut command = Command::new(program);
     command
         .arg("topo")
