@@ -194,13 +194,13 @@ bool kick_remote(struct task_struct *p __arg_trusted, u32 home)
 	return false;
 }
 
-/* @p waits at shard @home: let somebody come for it who would not do so anyway. */
-static __always_inline void call_for(struct task_struct *p, u32 home, struct shard *sh, u32 kind)
+/* @p waits at shard @home, where the wait has become long if @late: let somebody come who would not do so anyway. */
+static __always_inline void call_for(struct task_struct *p, u32 home, struct shard *sh, u32 kind, bool late)
 {
 	if (kick_near(p, home))
 		return;
 	/* More wait than there are CPUs to serve them soon: that is worth a move. Batch is wide anyway. */
-	if (kind == CLASS_BATCH || scx_bpf_dsq_nr_queued(home) >= (s32)sh->nr_cpus)
+	if (late || kind == CLASS_BATCH || scx_bpf_dsq_nr_queued(home) >= (s32)sh->nr_cpus)
 		kick_remote(p, home);
 }
 
@@ -280,7 +280,8 @@ void BPF_STRUCT_OPS(numa_enqueue, struct task_struct *p, u64 enq_flags)
 		if (!is_shard_queued(sh))
 			q->queued_at = now;
 		mark_shard_queued(sh);
-		call_for(p, home, sh, kind);
+		/* A wakeup is no time for long searches. */
+		call_for(p, home, sh, kind, !(enq_flags & SCX_ENQ_WAKEUP) && waits_long(q, sh, now));
 	}
 	/* Only those of its home serve that queue. */
 	if (seat->shard != home) {
@@ -463,7 +464,7 @@ void BPF_STRUCT_OPS(numa_tick, struct task_struct *p)
 	if (scx_bpf_dsq_nr_queued(seat->shard) <= 0)
 		return;
 	mark_shard_queued(sh);
-	waited = time_before(q->queued_at + remote_wait_ns, now);
+	waited = waits_long(q, sh, now);
 	bpf_for_each(scx_dsq, first, seat->shard, 0) {
 		done = kick_near(first, seat->shard) ||
 		       (waited && kick_remote(first, seat->shard)) ||

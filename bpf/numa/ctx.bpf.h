@@ -15,8 +15,8 @@
 #include "lib/sync.bpf.h"
 #include "lib/unserved.bpf.h"
 
-/* How long a task has to wait, for each 10 of distance, to be taken to another node, in ns. */
-const volatile u64 remote_wait_ns = 500000;
+/* How long a task has to wait to be taken to another node at a distance of 20, in ns; in proportion to others. */
+const volatile u64 remote_wait_ns = 2000000;
 /* Tasks of other classes run beside ours: see lib/unserved.bpf.h. */
 const volatile bool partial = false;
 /* How long a task has to have run elsewhere, more than at home, to get a new home, in ns. */

@@ -39,6 +39,20 @@ static __always_inline void mark_shard_drained(u32 id, struct shard *sh)
 		set_bits(&nw->queued, 1ULL << (sh->index & 63));
 }
 
+/* How long a task has to wait to be taken to or from node @n, from or to the one at @slot of those near it, ns. */
+static __always_inline u64 remote_wait(const struct numa_node *n, u32 slot)
+{
+	return remote_wait_ns * n->distance[slot & (NEAR_NODES - 1)] / 20;
+}
+
+/* Has somebody been waiting in queue @q, of @sh, for long enough to be taken to the nearest node? */
+static __always_inline bool waits_long(const struct queue_ctx *q, const struct shard *sh, u64 now)
+{
+	struct numa_node *n = lookup_node(sh->node);
+
+	return n && time_before(q->queued_at + remote_wait(n, 0), now);
+}
+
 /* Take the first task of shard @id that may run here. */
 static __noinline bool take(struct cpu_ctx *cc, u32 id, u32 event)
 {
@@ -116,7 +130,7 @@ static __noinline bool take_elsewhere(struct cpu_ctx *cc, struct seat *seat)
 
 		if (i >= n->nr_near)
 			break;
-		wait_ns = remote_wait_ns * (n->distance[slot] - 10) / 10;
+		wait_ns = remote_wait(n, slot);
 		if (take_in_node(cc, n->near[slot], NO_SHARD, wait_ns ?: 1))
 			return true;
 	}

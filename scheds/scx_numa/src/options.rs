@@ -22,9 +22,9 @@ pub(crate) struct Opts {
     #[command(flatten)]
     pub(crate) fair: FairOpts,
 
-    /// How long a task must have waited at home before another node's idle CPU may take it, in microseconds for each 10
-    /// of the firmware's distance beyond the local one, 0 to 1000000
-    #[arg(long, value_name = "US", default_value_t = 500, value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
+    /// How long a task must have waited at home before another node's idle CPU may take it, in microseconds for a node
+    /// at the firmware's distance of 20, in proportion for others, 0 to 1000000
+    #[arg(long, value_name = "US", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
     pub(crate) remote_wait_us: u64,
 
     /// How long a task must have run on other nodes, more than at home, to get a new home there, in milliseconds, 1 to
