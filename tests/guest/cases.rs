@@ -57,6 +57,7 @@ pub(crate) fn function(name: &str) -> Option<Function> {
         "mixed" => serving::mixed,
         "no_idle_cpu" => serving::no_idle_cpu,
         "memory_home" => homes::memory_home,
+        "stays_home" => homes::stays_home,
         "affinity" => serving::affinity,
         "stats" => stats::stats,
         "numa_balancing" => balancing::numa_balancing,

@@ -54,7 +54,7 @@ pub const SCHEDULERS: &[Scheduler] = &[
         ],
         by_daemon: false,
         // It knows no weights, no classes and no homes.
-        left_out: &["pinned_shares", "beside_batch", "memory_home"],
+        left_out: &["pinned_shares", "beside_batch", "memory_home", "stays_home"],
         bounds: BOUNDS,
     },
     Scheduler {
@@ -67,7 +67,7 @@ pub const SCHEDULERS: &[Scheduler] = &[
         ],
         by_daemon: false,
         // Its homes are where tasks start.
-        left_out: &["memory_home"],
+        left_out: &["memory_home", "stays_home"],
         bounds: BOUNDS,
     },
     Scheduler {
@@ -100,6 +100,7 @@ pub const SCHEDULERS: &[Scheduler] = &[
             "beside_batch",
             "memory_home",
             // Not claimed of it.
+            "stays_home",
             "pinned_shares",
             "light_among_heavy",
             // Its BPF side is upstream's.
@@ -252,6 +253,8 @@ pub const CASES: &[Case] = &[
     scheduler("classes", 600),
     // A latency service beside a batch job is woken as fast as alone, and stays on its node.
     scheduler("beside_batch", 1800),
+    // Where as many tasks as CPUs use most of the machine, none moves to another node for a moment's crowding.
+    scheduler("stays_home", 900),
     // A service under CPU pressure is served better within a second.
     scheduler("pressure", 900),
     scheduler("latency_first", 900),

@@ -5,10 +5,11 @@ use crate::cases::stats::Totals;
 use crate::cpus::online;
 use crate::daemon::Daemon;
 use crate::kernel::scheduler_dump;
-use crate::procs::{Procs, beside};
+use crate::procs::{Procs, Running, beside};
 use crate::scene::TURN;
 use anyhow::{Result, ensure};
 use std::collections::BTreeMap;
+use std::process::Command;
 use std::time::Duration;
 
 /// Twice as many processes as there are CPUs, all with their memory on one node: CPUs of the other node run half of them,
@@ -37,6 +38,54 @@ pub(crate) fn memory_home(setting: &Setting) -> Result<String> {
     ensure!(
         given >= count as u64 / 4 && seen >= count / 2 && away == 0,
         "{dump}\n{told}"
+    );
+    daemon.stop()?;
+    Ok(told)
+}
+
+/// What each of as many processes as there are CPUs uses of one, in percent, and how long it computes at a time, in ms.
+const LOAD: &str = "70";
+const STRETCH: &str = "2";
+/// For them to spread.
+const SETTLED: Duration = Duration::from_millis(500);
+const WATCHED: Duration = Duration::from_secs(1);
+/// Of how many wakeups one may lead to a move. Where tasks left after a tenth of what they wait for now, it was one of 50,
+/// and they had 20 new homes.
+const MOVES_AMONG: u64 = 125;
+
+/// With a few more tasks than CPUs at home, somebody waits for a moment now and then, while CPUs of other nodes idle. By the
+/// time a move would have cost, a CPU at home is free: nobody goes.
+pub(crate) fn stays_home(setting: &Setting) -> Result<String> {
+    let cpus = online()?.len();
+    let daemon = Daemon::start(setting, &[])?;
+    let _load = Running::start(Command::new("stress-ng").args([
+        "--cpu",
+        &cpus.to_string(),
+        "--cpu-load",
+        LOAD,
+        "--cpu-load-slice",
+        STRETCH,
+        "--timeout",
+        "1000",
+        "--temp-path",
+        "/tmp",
+    ]))?;
+    std::thread::sleep(SETTLED);
+    let before = Totals::read()?;
+    std::thread::sleep(WATCHED);
+    let after = Totals::read()?;
+    let grown = |names: &[&str]| -> u64 {
+        let of = |totals: &Totals| names.iter().map(|name| totals.0[*name]).sum::<u64>();
+        of(&after) - of(&before)
+    };
+    let moves = grown(&["disp_remote"]);
+    let homes = grown(&["home_away", "home_balanced", "home_ordered"]);
+    let wakeups = grown(&["wake_prev", "wake_llc", "wake_node", "enq_home"]);
+    let told = format!("{wakeups} wakeups, {moves} moves to another node, {homes} new homes");
+    ensure!(wakeups > 20 * cpus as u64, "an idle machine: {told}");
+    ensure!(
+        moves <= wakeups / MOVES_AMONG && homes <= cpus as u64 / 8,
+        "{told}"
     );
     daemon.stop()?;
     Ok(told)

@@ -146,6 +146,7 @@ pub(super) const OWN_GUESTS: &[&str] = &[
     "policy_daemon",
     "classes",
     "beside_batch",
+    "stays_home",
     "pressure",
     "latency_first",
     "outside_load",
@@ -181,6 +182,8 @@ const POLICY_DAEMON: Pick = Pick::Only(&["policy_daemon"]);
 const CLASSES: Pick = Pick::Only(&["classes"]);
 /// On a virtual clock, or it would measure the host.
 const BESIDE_BATCH: Pick = Pick::Only(&["beside_batch"]);
+/// The same, and with nodes near and far, which take tasks after different waits.
+const BESIDE_BATCH_AND_AT_HOME: Pick = Pick::Only(&["beside_batch", "stays_home"]);
 /// On a virtual clock, as they are about how soon and how much.
 const SERVED: Pick = Pick::Only(&["pressure", "latency_first"]);
 /// The same, with several caches.
@@ -263,7 +266,7 @@ pub const GUESTS: &[Guest] = &[
     Guest::new("6.12", "t40-llc", ODD).full(),
     Guest::new("6.12", "t32", POLICY).full(),
     Guest::new("6.12", "t32", POLICY_DAEMON).full(),
-    Guest::new("6.12", "t32", BESIDE_BATCH)
+    Guest::new("6.12", "t32", BESIDE_BATCH_AND_AT_HOME)
         .virtual_clock()
         .full(),
     Guest::new("6.12", "t16-smt", BESIDE_BATCH)
