@@ -42,7 +42,7 @@
 #define FAIR_MARKS	(FAIR_FRAME | FAIR_QUEUED)
 
 /* The most by which a task may be behind, in ns of virtual runtime. */
-const volatile u64 credit_ns = 3000000;
+const volatile u64 credit_ns = 10000000;
 
 /* @ns of runtime in virtual runtime of a task of this weight. */
 static __always_inline u64 virtual_ns(u64 weight, u64 ns)

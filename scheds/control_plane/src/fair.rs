@@ -41,7 +41,7 @@ pub struct FairOpts {
 
     /// How much a task that had to wait may be ahead of the others in its queue, in microseconds, 0 to 1000000; one that
     /// wakes up never is
-    #[arg(long, value_name = "US", default_value_t = 3000, value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
+    #[arg(long, value_name = "US", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
     pub credit_us: u64,
 
     /// Where a task wakes up whose waker says that it is about to sleep, as pipes and sockets do
