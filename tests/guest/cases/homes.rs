@@ -43,33 +43,25 @@ pub(crate) fn memory_home(setting: &Setting) -> Result<String> {
     Ok(told)
 }
 
-/// What each of as many processes as there are CPUs uses of one, in percent, and how long it computes at a time, in ms.
+/// What each thread uses of a CPU, in percent, 0.5 to 3 ms at a time; and for how many CPUs there is one more than CPUs.
 const LOAD: &str = "70";
-const STRETCH: &str = "2";
+const ONE_MORE_FOR: usize = 16;
 /// For them to spread.
 const SETTLED: Duration = Duration::from_millis(500);
 const WATCHED: Duration = Duration::from_secs(1);
-/// Of how many wakeups one may lead to a move. Where tasks left after a tenth of what they wait for now, it was one of 50,
-/// and they had 20 new homes.
-const MOVES_AMONG: u64 = 125;
+/// Of how many wakeups one may lead to a move. With --remote-wait-us 200, one of 81 did, and there were 27 new homes.
+const MOVES_AMONG: u64 = 1000;
 
-/// With a few more tasks than CPUs at home, somebody waits for a moment now and then, while CPUs of other nodes idle. By the
+/// With a task more than CPUs at home, somebody waits for a moment now and then, while CPUs of other nodes idle. By the
 /// time a move would have cost, a CPU at home is free: nobody goes.
 pub(crate) fn stays_home(setting: &Setting) -> Result<String> {
     let cpus = online()?.len();
     let daemon = Daemon::start(setting, &[])?;
-    let _load = Running::start(Command::new("stress-ng").args([
-        "--cpu",
-        &cpus.to_string(),
-        "--cpu-load",
-        LOAD,
-        "--cpu-load-slice",
-        STRETCH,
-        "--timeout",
-        "1000",
-        "--temp-path",
-        "/tmp",
-    ]))?;
+    let threads = (cpus + cpus / ONE_MORE_FOR).to_string();
+    let mut load = Command::new(beside("xtask")?);
+    load.args(["in-guest", "loaded", "--percent", LOAD, "--threads"]);
+    load.args([&threads, "--seed", "1", "--", "sleep", "20"]);
+    let _load = Running::start(&mut load)?;
     std::thread::sleep(SETTLED);
     let before = Totals::read()?;
     std::thread::sleep(WATCHED);
