@@ -253,7 +253,7 @@ pub const CASES: &[Case] = &[
     scheduler("classes", 600),
     // A latency service beside a batch job is woken as fast as alone, and stays on its node.
     scheduler("beside_batch", 1800),
-    // Where as many tasks as CPUs use most of the machine, none moves to another node for a moment's crowding.
+    // Where a few more tasks than CPUs use most of the machine, none moves to another node for a moment's crowding.
     scheduler("stays_home", 900),
     // A service under CPU pressure is served better within a second.
     scheduler("pressure", 900),

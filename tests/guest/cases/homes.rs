@@ -43,8 +43,9 @@ pub(crate) fn memory_home(setting: &Setting) -> Result<String> {
     Ok(told)
 }
 
-/// What each thread uses of a CPU, in percent, 0.5 to 3 ms at a time; and for how many CPUs there is one more than CPUs.
+/// What each thread uses of a CPU, in percent, 0.5 to 3 ms at a time.
 const LOAD: &str = "70";
+/// There is a thread more than CPUs for so many CPUs.
 const ONE_MORE_FOR: usize = 16;
 /// For them to spread.
 const SETTLED: Duration = Duration::from_millis(500);
@@ -52,8 +53,8 @@ const WATCHED: Duration = Duration::from_secs(1);
 /// Of how many wakeups one may lead to a move. With --remote-wait-us 200, one of 81 did, and there were 27 new homes.
 const MOVES_AMONG: u64 = 1000;
 
-/// With a task more than CPUs at home, somebody waits for a moment now and then, while CPUs of other nodes idle. By the
-/// time a move would have cost, a CPU at home is free: nobody goes.
+/// With a task more than CPUs at home, somebody waits for a moment now and then, while CPUs of other nodes idle. A CPU at
+/// home is free before the wait is worth a move: nobody goes.
 pub(crate) fn stays_home(setting: &Setting) -> Result<String> {
     let cpus = online()?.len();
     let daemon = Daemon::start(setting, &[])?;
