@@ -11,12 +11,13 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
-use std::{env, fs, io};
+use std::{env, io};
 
 use anyhow::{Context, Result, anyhow};
 use control_plane::lifecycle::check_policy;
 use control_plane::policy::Policy;
 use control_plane::stats::Reading;
+use control_plane::topology::hotplug_seq;
 use control_plane::{Instance, Topology};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use libbpf_rs::OpenObject;
@@ -87,7 +88,7 @@ impl Remote {
         board: &Arc<Board>,
         readers: Readers,
     ) -> Result<Box<dyn Instance>> {
-        let before = hotplugs();
+        let before = hotplug_seq();
         let last = lock(&self.last).take();
         if let Some(counters) = last {
             return start_anew(opts, &counters);
@@ -105,7 +106,7 @@ impl Remote {
         let gone = || anyhow!("the thread that schedules is gone");
         self.orders.send(order).map_err(|_| gone())?;
         if let Err(err) = is_attached.recv().map_err(|_| gone())? {
-            if hotplugs() == before {
+            if hotplug_seq() == before {
                 return Err(err);
             }
             log::info!("CPUs came or went: starting again ({err:#})");
@@ -120,11 +121,6 @@ impl Remote {
             _readers: readers,
         }))
     }
-}
-
-/// Tells apart by the kernel's word whether CPUs came or went; nothing on a kernel that doesn't say.
-fn hotplugs() -> String {
-    fs::read_to_string("/sys/kernel/sched_ext/hotplug_seq").unwrap_or_default()
 }
 
 /// Starts the same program with the same arguments in place of this one. From any thread but the one that may map no

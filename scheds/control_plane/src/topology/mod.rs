@@ -20,7 +20,7 @@ use std::fmt;
 use std::path::Path;
 
 pub use file::{File, FileCore, FileError, FileLlc, FileNode};
-pub use read::{format_list, parse_list};
+pub use read::{format_list, hotplug_seq, parse_list};
 
 /// The most CPU ids that a machine may have: the largest `CONFIG_NR_CPUS` that distributions build with is 8192, and
 /// the tables of the BPF side are meant for half of that.

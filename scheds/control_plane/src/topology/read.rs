@@ -18,7 +18,7 @@ const TRIES: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(50);
 
 pub(super) fn topology() -> Result<Topology, Error> {
-    let sys = PathBuf::from(format!("{}/sys", *ROOT_PREFIX));
+    let sys = sys();
     let mut tries = 1;
     loop {
         match read_once(&sys) {
@@ -29,11 +29,24 @@ pub(super) fn topology() -> Result<Topology, Error> {
     }
 }
 
+fn sys() -> PathBuf {
+    PathBuf::from(format!("{}/sys", *ROOT_PREFIX))
+}
+
+/// How many times CPUs have come or gone by now, as the kernel counts. `None` if it doesn't say.
+pub fn hotplug_seq() -> Option<u64> {
+    hotplug_seq_in(&sys())
+}
+
+fn hotplug_seq_in(sys: &Path) -> Option<u64> {
+    let seq = read(&sys.join("kernel/sched_ext/hotplug_seq"));
+    seq.ok()?.trim().parse().ok()
+}
+
 fn read_once(sys: &Path) -> Result<Topology, Error> {
     let root = sys.join("devices/system");
     // First, so that what happens from here on is seen.
-    let seq = read(&sys.join("kernel/sched_ext/hotplug_seq"));
-    let hotplug_seq = seq.ok().and_then(|seq| seq.trim().parse().ok());
+    let hotplug_seq = hotplug_seq_in(sys);
     let mut nodes = nodes(&root.join("node"))?;
     let mut cpus = cpus(&root.join("cpu"), &nodes)?;
     let groups = scx_utils::Topology::new().map_err(|err| Error::Sysfs(format!("{err:#}")))?;
