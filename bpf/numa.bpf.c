@@ -461,6 +461,7 @@ void BPF_STRUCT_OPS(numa_tick, struct task_struct *p)
 		return;
 	note_served(&q->served_at, now);
 	cc->run.skew = now - p->se.exec_start;
+	note_load(seat->shard, now);
 	if (scx_bpf_dsq_nr_queued(seat->shard) <= 0)
 		return;
 	mark_shard_queued(sh);

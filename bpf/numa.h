@@ -29,7 +29,7 @@ enum numa_event {
 	NUMA_WAKE_NODE,		/* woken onto an idle CPU of its home node */
 	NUMA_TRANSIT,		/* being migrated by the kernel, or woken by a CPU that goes: no queue */
 	NUMA_KEPT,		/* the running task goes on for another slice */
-	NUMA_BALANCED,		/* of DISP_NODE, _REMOTE: that queue was longer */
+	NUMA_BALANCED,		/* of DISP_NODE, _REMOTE: that queue was heavier or longer */
 	NUMA_TOO_FRESH,		/* remote work that had not waited for long enough */
 	NUMA_WENT_IDLE,		/* searches that found nothing at all */
 	NUMA_RECHECKS,		/* of them: found something while going idle */
@@ -45,7 +45,7 @@ enum numa_event {
 	NUMA_HOME_KERNEL,	/* homes changed: where the kernel saw its memory */
 	NUMA_HOME_AFFINITY,	/* homes changed: it may not run at the old one */
 	NUMA_HOME_AWAY,		/* homes changed: it, or others of its node, ran elsewhere too much */
-	NUMA_HOME_BALANCED,	/* homes changed: too many tasks at the old one */
+	NUMA_HOME_BALANCED,	/* homes changed: too much to do at the old one */
 	NUMA_HOME_ORDERED,	/* homes changed: the daemon said so */
 	NUMA_NR_EVENTS,
 };

@@ -69,6 +69,8 @@ struct queue_ctx {
 	u64 clock;		/* virtual time of its queue */
 	u64 queued_at;		/* when a task came in after somebody had found the queue empty */
 	u64 served_at;		/* when one of the CPUs last scheduled, roughly */
+	u64 load;		/* the weights of all who run or wait: see load.bpf.h */
+	u64 load_at;		/* when that was last looked at */
 } __attribute__((aligned(CACHE_PAIR)));
 
 TABLE(cpu_ctxs, struct cpu_ctx);

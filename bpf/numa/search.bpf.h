@@ -8,6 +8,7 @@
 #define __NUMA_SEARCH_BPF_H
 
 #include "numa/homes.bpf.h"
+#include "numa/load.bpf.h"
 
 /* Caches that a CPU which runs dry looks at in one node. */
 #define SHARDS_PER_NODE 3
@@ -193,13 +194,14 @@ static __always_inline u32 some_far(const struct numa_node *n, u32 turn)
 }
 
 /*
- * Keep queues about equally long for their number of CPUs, or tasks that never
- * sleep would get less forever on a longer one. Once a slice, a CPU whose task
+ * Keep queues about equally heavy for their number of CPUs, or tasks that never
+ * sleep would get less forever on a heavier one. Once a slice, a CPU whose task
  * could go on compares its queue with one other: by turns with those of its node,
  * and every fourth time, or where nobody waits near, with the longest of other nodes,
- * or now and then with any of theirs. There it takes half a task more for each CPU:
- * less is not worth a move, and a new home. A queue that is not served at all is longer
- * than any.
+ * or now and then with any of theirs. It takes the first there if that evens out what
+ * has been to do of late, by weight, or if many more wait there now: half a task more
+ * for each CPU on another node, where it gets a new home. A queue that is not served at
+ * all is heavier than any.
  */
 static __noinline bool balance(struct cpu_ctx *cc, struct seat *seat)
 {
@@ -209,6 +211,7 @@ static __noinline bool balance(struct cpu_ctx *cc, struct seat *seat)
 	u32 id, turn, far, margin, event = NUMA_DISP_NODE;
 	struct task_struct *p;
 	s32 mine, theirs;
+	u64 weight;
 
 	if (!cc || !n || !n->nr_shards)
 		return false;
@@ -230,7 +233,9 @@ static __noinline bool balance(struct cpu_ctx *cc, struct seat *seat)
 	q = lookup_queue(id);
 	if (mine < 0 || theirs <= 0 || !own || !q)
 		return false;
+	weight = first_weight(id, own->served_at);
 	if ((u64)theirs * sh->nr_cpus <= ((u64)mine + 1 + margin) * other->nr_cpus &&
+	    !is_heavier(q, other, theirs, own, sh, weight) &&
 	    !is_unserved(q->served_at, q->queued_at, own->served_at))
 		return false;
 	if (event == NUMA_DISP_REMOTE) {
@@ -242,6 +247,7 @@ static __noinline bool balance(struct cpu_ctx *cc, struct seat *seat)
 	}
 	if (!take(cc, id, event))
 		return false;
+	move_load(q, own, weight);
 	count(NUMA_BALANCED);
 	return true;
 }

@@ -51,6 +51,7 @@ pub(crate) fn function(name: &str) -> Option<Function> {
         "hotplug" => coming_and_going::hotplug,
         "unknown_cpu" => coming_and_going::unknown_cpu,
         "fair" => serving::fair,
+        "node_shares" => serving::node_shares,
         "pinned_shares" => serving::pinned_shares,
         "light_among_heavy" => serving::light_among_heavy,
         "stress_ng" => serving::stress_ng,

@@ -1,7 +1,9 @@
 //! Processes that keep CPUs busy: unlike threads, they can be in a cgroup of their own.
 
+use crate::cpus::{Cpus, mask};
 use crate::load::{runtimes, times};
 use anyhow::{Context, Result, ensure};
+use rustix::thread::{Pid, sched_setaffinity};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -99,6 +101,16 @@ impl Procs {
             procs.0.push(child);
         }
         Ok(procs)
+    }
+
+    /// All their threads may run on these CPUs from now on.
+    pub(crate) fn allow(&self, cpus: &Cpus) -> Result<()> {
+        let mask = mask(cpus.iter().copied());
+        for tid in self.tids()? {
+            sched_setaffinity(Pid::from_raw(tid), &mask)
+                .with_context(|| format!("setting the affinity of thread {tid}"))?;
+        }
+        Ok(())
     }
 
     pub(crate) fn pids(&self) -> impl Iterator<Item = u32> + '_ {

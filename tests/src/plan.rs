@@ -54,7 +54,13 @@ pub const SCHEDULERS: &[Scheduler] = &[
         ],
         by_daemon: false,
         // It knows no weights, no classes and no homes.
-        left_out: &["pinned_shares", "beside_batch", "memory_home", "stays_home"],
+        left_out: &[
+            "pinned_shares",
+            "node_shares",
+            "beside_batch",
+            "memory_home",
+            "stays_home",
+        ],
         bounds: BOUNDS,
     },
     Scheduler {
@@ -102,6 +108,7 @@ pub const SCHEDULERS: &[Scheduler] = &[
             // Not claimed of it.
             "stays_home",
             "pinned_shares",
+            "node_shares",
             "light_among_heavy",
             // Its BPF side is upstream's.
             "verified",
@@ -270,6 +277,8 @@ pub const CASES: &[Case] = &[
     sharing("fair", 400),
     // Nice levels among tasks that are pinned to one CPU.
     sharing("pinned_shares", 400),
+    // The same among tasks that started on different nodes.
+    sharing("node_shares", 400),
     // Nobody is starved, however little weight it has.
     sharing("light_among_heavy", 400),
     // The same as fair with processes that nobody here wrote.

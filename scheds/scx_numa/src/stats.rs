@@ -70,7 +70,7 @@ pub struct Stats {
     )]
     pub kept: u64,
     #[stat(
-        desc = "of disp_node and disp_remote: taken at the end of a slice, because the other queue was longer",
+        desc = "of disp_node and disp_remote: taken at the end of a slice, because the other queue was heavier or longer",
         _unit = "tasks"
     )]
     pub balanced: u64,
@@ -144,7 +144,7 @@ pub struct Stats {
     )]
     pub home_away: u64,
     #[stat(
-        desc = "homes changed as the old one had more tasks for each CPU",
+        desc = "homes changed as the old one had more to do for each CPU",
         _unit = "tasks"
     )]
     pub home_balanced: u64,

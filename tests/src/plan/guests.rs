@@ -211,6 +211,7 @@ const SECOND_KERNEL: Pick = Pick::AllBut(&[
     "mixed",
     "fair",
     "pinned_shares",
+    "node_shares",
     "light_among_heavy",
     "memory_home",
     "stopped_daemon",
