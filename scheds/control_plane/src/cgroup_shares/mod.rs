@@ -36,6 +36,27 @@ struct Load {
     weight: f64,
 }
 
+/// A load, averaged since then at most.
+#[derive(Clone, Copy, Debug)]
+struct Mean {
+    load: Load,
+    since: Instant,
+}
+
+impl Mean {
+    /// How much of the mean stays after this long. One that is new is seen while its tasks come one by one: the first looks
+    /// count for little as soon as there are others.
+    fn keep(&self, passed: Duration, now: Instant) -> f64 {
+        let age = now.duration_since(self.since);
+        let memory = MEMORY.min(age / 2).as_secs_f64();
+        if memory > 0.0 {
+            (-passed.as_secs_f64() / memory).exp()
+        } else {
+            0.0
+        }
+    }
+}
+
 /// The options of a daemon whose policy shares by cgroups.
 #[derive(clap::Args, Clone, Copy, Debug)]
 pub struct ShareOpts {
@@ -117,7 +138,7 @@ struct Follower {
     root: PathBuf,
     tree: Vec<Node>,
     tree_read: Option<Instant>,
-    loads: HashMap<u64, Load>,
+    loads: HashMap<u64, Mean>,
     loads_read: Option<Instant>,
     /// What the map has.
     written: HashMap<u64, u32>,
@@ -151,25 +172,21 @@ impl Follower {
     }
 
     fn average(&mut self, sums: &HashMap<u64, Load>, now: Instant) {
-        let keep = self.loads_read.map_or(0.0, |at| {
-            (-now.duration_since(at).as_secs_f64() / MEMORY.as_secs_f64()).exp()
-        });
+        let passed = self
+            .loads_read
+            .map_or(Duration::ZERO, |at| now.duration_since(at));
         self.loads_read = Some(now);
-        for load in self.loads.values_mut() {
-            load.tasks *= keep;
-            load.weight *= keep;
+        for (id, mean) in &mut self.loads {
+            let keep = mean.keep(passed, now);
+            let sum = sums.get(id).copied().unwrap_or_default();
+            mean.load.tasks = mean.load.tasks * keep + sum.tasks * (1.0 - keep);
+            mean.load.weight = mean.load.weight * keep + sum.weight * (1.0 - keep);
         }
-        for (&id, sum) in sums {
-            self.loads
-                .entry(id)
-                .and_modify(|load| {
-                    load.tasks += sum.tasks * (1.0 - keep);
-                    load.weight += sum.weight * (1.0 - keep);
-                })
-                // What is new counts in full, or it would look idle at first.
-                .or_insert(*sum);
+        for (&id, &load) in sums {
+            // What is new counts in full, or it would look idle at first.
+            self.loads.entry(id).or_insert(Mean { load, since: now });
         }
-        self.loads.retain(|_, load| load.tasks >= NOBODY);
+        self.loads.retain(|_, mean| mean.load.tasks >= NOBODY);
     }
 
     fn changes(&mut self) -> Vec<(u64, Option<u32>)> {
@@ -177,7 +194,10 @@ impl Follower {
             .tree
             .iter()
             .map(|node| {
-                let load = self.loads.get(&node.id).copied().unwrap_or_default();
+                let load = self
+                    .loads
+                    .get(&node.id)
+                    .map_or_else(Load::default, |mean| mean.load);
                 Group {
                     parent: node.parent,
                     weight: node.weight,
@@ -319,6 +339,17 @@ mod tests {
         }
         let ratio = machine.share("a") / machine.share("b");
         assert!((ratio - 9.0).abs() < 0.3, "{ratio}");
+    }
+
+    /// It is first seen when one of its four tasks is there.
+    #[test]
+    fn what_starts_gets_its_share_soon() {
+        let mut machine = Machine::new(&[("a", 100), ("b", 100)]);
+        machine.observe(&[("a", 4)]);
+        machine.observe(&[("a", 4), ("b", 1)]);
+        machine.observe(&[("a", 4), ("b", 4)]);
+        let ratio = machine.share("a") / machine.share("b");
+        assert!((ratio - 1.0).abs() < 0.15, "{ratio}");
     }
 
     #[test]
