@@ -189,9 +189,9 @@ impl Workload {
             .and_then(|clock| clock["marks"].as_array())
             .ok_or("only the virtual clock counts instructions")?;
         let at = |i: usize| marks.get(*first as usize + i).and_then(Value::as_i64);
-        match (at(0), at(1), at(2), at(3)) {
-            (Some(a), Some(b), Some(c), Some(d)) if d - c > b - a => {
-                Ok(vec![((d - c) - (b - a)) as f64 / operations])
+        match (at(0), at(1), at(2)) {
+            (Some(a), Some(b), Some(c)) if c - b > b - a => {
+                Ok(vec![((c - b) - (b - a)) as f64 / operations])
             }
             _ => Err("the virtual clock has not seen its marks".into()),
         }
@@ -291,7 +291,7 @@ mod tests {
     fn instructions_are_counted_between_marks() {
         let cost = find("pipe-instructions").unwrap();
         let read = cost.read(&left("first_mark 1\noperations 100\n")).unwrap();
-        let clock = serde_json::json!({"marks": [5, 10, 30, 40, 1060]});
+        let clock = serde_json::json!({"marks": [5, 10, 30, 1050]});
         assert_eq!(cost.resolve(&read, Some(&clock)).unwrap(), [10.0]);
         assert!(cost.resolve(&read, None).is_err());
         assert!(cost.resolve(&[4.0, 100.0], Some(&clock)).is_err());
