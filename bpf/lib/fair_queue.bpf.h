@@ -71,8 +71,9 @@ static __always_inline bool first_vtime(u64 dsq, u64 *vtime)
 	return any;
 }
 
-/* Tasks of a queue that are looked at to tell how heavy it is. */
-#define WEIGHED 8
+/* Tasks of a queue that are looked at at most, and where it need not be exact, to tell how heavy it is. */
+#define WEIGHED_MOST	32
+#define WEIGHED		8
 
 /* A queue as others see it. */
 struct weighed {
@@ -83,28 +84,35 @@ struct weighed {
 };
 
 /*
- * What waits in queue @dsq, at @now? False if nothing does. Not static, so that it is
- * verified once, and not anew for each way to get there.
+ * What waits in queue @dsq, at @now? Up to @most are looked at, and the others taken to
+ * be like these. False if nothing waits. Not static, so that it is verified once, and
+ * not anew for each way to get there; and its loop is one of numbers, which the verifier
+ * need not follow to the last.
  */
-bool weigh_queue(u64 dsq, u64 now, struct weighed *look __arg_nonnull)
+bool weigh_queue(u64 dsq, u64 now, u32 most, struct weighed *look __arg_nonnull)
 {
 	struct last_share share = {};
+	struct bpf_iter_scx_dsq it;
 	struct task_struct *p;
 	s64 weight, seen = 0;
-	u32 n = 0;
+	u32 i, n = 0;
 
 	look->queued = scx_bpf_dsq_nr_queued(dsq);
-	bpf_for_each(scx_dsq, p, dsq, 0) {
-		weight = shared_weight(p, &share, now);
-		if (!n) {
-			look->first = p->scx.dsq_vtime;
-			look->first_weight = weight;
+	if (!bpf_iter_scx_dsq_new(&it, dsq, 0)) {
+		bpf_for(i, 0, WEIGHED_MOST) {
+			p = i < most ? bpf_iter_scx_dsq_next(&it) : NULL;
+			if (!p)
+				break;
+			weight = shared_weight(p, &share, now);
+			if (!i) {
+				look->first = p->scx.dsq_vtime;
+				look->first_weight = weight;
+			}
+			seen += weight;
+			n = i + 1;
 		}
-		seen += weight;
-		if (++n == WEIGHED)
-			break;
 	}
-	/* The others are taken to be like these. */
+	bpf_iter_scx_dsq_destroy(&it);
 	if (n && look->queued > (s32)n)
 		seen = (u64)seen * (u32)look->queued / n;
 	look->all = seen;
@@ -130,7 +138,7 @@ static __noinline u64 place_within(u64 dsq, u64 vtime, u64 clock, u32 cpus, u64 
 
 	if (!time_after(vtime, clock + AHEAD_FREE))
 		return vtime;
-	weigh_queue(dsq, 0, &look);
+	weigh_queue(dsq, 0, WEIGHED, &look);
 	most = CATCH_UP_NS * cpus / (((u64)look.all + running * cpus) / FAIR_WEIGHT + 1);
 	if (most < AHEAD_FREE)
 		most = AHEAD_FREE;

@@ -14,8 +14,6 @@
 /* How often the load of a shard is looked at, about, in ns; and a mean is of so many looks. */
 #define LOAD_EVERY_NS	3000000ULL
 #define LOAD_LOOKS	4
-/* Tasks of a queue that are looked at for it. */
-#define LOAD_TASKS	32
 
 /* The weights of those who run on CPUs of shard @sh. */
 static __always_inline u64 running_weight(const struct shard *sh, const struct shard_words *w)
@@ -38,42 +36,19 @@ static __always_inline u64 running_weight(const struct shard *sh, const struct s
 	return weight;
 }
 
-/*
- * The weights of those who wait in queue @dsq; many are taken to be like the first few.
- * The loop is one of numbers, which the verifier need not follow to the last.
- */
-static __always_inline u64 waiting_weight(u64 dsq, u64 now)
-{
-	s32 queued = scx_bpf_dsq_nr_queued(dsq);
-	struct last_share share = {};
-	struct bpf_iter_scx_dsq it;
-	struct task_struct *p;
-	u64 weight = 0;
-	u32 i;
-
-	if (!bpf_iter_scx_dsq_new(&it, dsq, 0)) {
-		bpf_for(i, 0, LOAD_TASKS) {
-			p = bpf_iter_scx_dsq_next(&it);
-			if (!p)
-				break;
-			weight += shared_weight(p, &share, now);
-		}
-	}
-	bpf_iter_scx_dsq_destroy(&it);
-	return queued > LOAD_TASKS ? weight * (u32)queued / LOAD_TASKS : weight;
-}
-
 /* Now and then: how much do all weigh who run or wait in shard @id? Not static, so that it is verified once. */
 int note_load(u32 id, u64 now)
 {
 	struct shard_words *w = words_of_shard(id);
 	struct shard *sh = lookup_shard(id);
 	struct queue_ctx *q = lookup_queue(id);
+	struct weighed look = {};
 	u64 weight;
 
 	if (!sh || !q || !w || time_before(now, q->load_at + LOAD_EVERY_NS))
 		return 0;
-	weight = waiting_weight(id, now) + running_weight(sh, w);
+	weigh_queue(id, now, WEIGHED_MOST, &look);
+	weight = look.all + running_weight(sh, w);
 	/* Of long ago: nobody ran since. */
 	if (time_after(now, q->load_at + LOAD_LOOKS * LOAD_LOOKS * LOAD_EVERY_NS))
 		q->load = weight;
@@ -81,20 +56,6 @@ int note_load(u32 id, u64 now)
 		q->load += ((s64)weight - (s64)q->load) / LOAD_LOOKS;
 	q->load_at = now;
 	return 0;
-}
-
-/* The weight of the first in queue @dsq, 0 if it is empty. */
-static __always_inline u64 first_weight(u64 dsq, u64 now)
-{
-	struct last_share share = {};
-	struct task_struct *p;
-	u64 weight = 0;
-
-	bpf_for_each(scx_dsq, p, dsq, 0) {
-		weight = shared_weight(p, &share, now);
-		break;
-	}
-	return weight;
 }
 
 /* @weight goes from the queue @from to @to. Somebody may look at the same time, and the mean forget it. */

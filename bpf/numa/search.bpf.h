@@ -210,8 +210,8 @@ static __noinline bool balance(struct cpu_ctx *cc, struct seat *seat)
 	struct queue_ctx *own, *q;
 	u32 id, turn, far, margin, event = NUMA_DISP_NODE;
 	struct task_struct *p;
+	struct weighed look = {};
 	s32 mine, theirs;
-	u64 weight;
 
 	if (!cc || !n || !n->nr_shards)
 		return false;
@@ -233,9 +233,9 @@ static __noinline bool balance(struct cpu_ctx *cc, struct seat *seat)
 	q = lookup_queue(id);
 	if (mine < 0 || theirs <= 0 || !own || !q)
 		return false;
-	weight = first_weight(id, own->served_at);
+	weigh_queue(id, own->served_at, 1, &look);
 	if ((u64)theirs * sh->nr_cpus <= ((u64)mine + 1 + margin) * other->nr_cpus &&
-	    !is_heavier(q, other, theirs, own, sh, weight) &&
+	    !is_heavier(q, other, theirs, own, sh, look.first_weight) &&
 	    !is_unserved(q->served_at, q->queued_at, own->served_at))
 		return false;
 	if (event == NUMA_DISP_REMOTE) {
@@ -247,7 +247,7 @@ static __noinline bool balance(struct cpu_ctx *cc, struct seat *seat)
 	}
 	if (!take(cc, id, event))
 		return false;
-	move_load(q, own, weight);
+	move_load(q, own, look.first_weight);
 	count(NUMA_BALANCED);
 	return true;
 }

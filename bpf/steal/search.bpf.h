@@ -206,7 +206,7 @@ static __always_inline bool weigh(s32 cpu, struct weighed *look)
 
 	if (!cc)
 		return false;
-	any = weigh_queue(cpu, cc->run.at, look);
+	any = weigh_queue(cpu, cc->run.at, WEIGHED, look);
 	look->all += cc->run.weight;
 	return any;
 }
