@@ -460,7 +460,7 @@ void BPF_STRUCT_OPS(numa_tick, struct task_struct *p)
 	if (!cc || !sh || !q)
 		return;
 	note_served(&q->served_at, now);
-	cc->run.skew = now - p->se.exec_start;
+	run_tick(&cc->run, p, now);
 	note_load(seat->shard, now);
 	if (scx_bpf_dsq_nr_queued(seat->shard) <= 0)
 		return;

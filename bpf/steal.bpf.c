@@ -331,7 +331,7 @@ void BPF_STRUCT_OPS(steal_tick, struct task_struct *p)
 	if (!cc || !seat)
 		return;
 	note_served(&cc->served_at, now);
-	cc->run.skew = now - p->se.exec_start;
+	run_tick(&cc->run, p, now);
 	/* The first may be confined to busy CPUs, and another that waits be like the one that runs. */
 	if (!call_thief(cpu, seat))
 		kick_idle_for(p, cpu);

@@ -13,6 +13,8 @@ typedef unsigned long long u64;
 enum {
 	/* A share that leaves the weights of a cgroup's tasks as they are. */
 	SHARE_ONE	= 1024,
+	/* Set in the share of a cgroup in which nobody ran or waited of late. It is a guess. */
+	SHARE_GUESSED	= 1 << 30,
 	/* Cgroups that have one; tasks of any more keep their weights. */
 	MAX_SHARES	= 16384,
 };

@@ -33,6 +33,13 @@ static __always_inline void run_start(struct run_ctx *run, const struct task_str
 	run->weight = shared_weight(p, &run->share, run->at);
 }
 
+/* Each tick: @p still runs. */
+static __always_inline void run_tick(struct run_ctx *run, const struct task_struct *p, u64 now)
+{
+	run->skew = now - p->se.exec_start;
+	share_tick(p, &run->share, now);
+}
+
 /* The virtual runtime of @p, which still runs. */
 static __always_inline u64 run_vtime_now(const struct run_ctx *run, const struct task_struct *p)
 {

@@ -1,6 +1,7 @@
 //! The cases, by what they are about. Each returns what it measured, or an error that says what is wrong.
 
 mod balancing;
+mod cgroup_shares;
 mod checker;
 mod coming_and_going;
 mod daemons;
@@ -60,6 +61,7 @@ pub(crate) fn function(name: &str) -> Option<Function> {
         "memory_home" => homes::memory_home,
         "stays_home" => homes::stays_home,
         "affinity" => serving::affinity,
+        "cgroup_shares" => cgroup_shares::cgroup_shares,
         "stats" => stats::stats,
         "numa_balancing" => balancing::numa_balancing,
         "metrics" => metrics::metrics,

@@ -57,6 +57,7 @@ pub const SCHEDULERS: &[Scheduler] = &[
         left_out: &[
             "pinned_shares",
             "node_shares",
+            "cgroup_shares",
             "beside_batch",
             "memory_home",
             "stays_home",
@@ -109,6 +110,7 @@ pub const SCHEDULERS: &[Scheduler] = &[
             "stays_home",
             "pinned_shares",
             "node_shares",
+            "cgroup_shares",
             "light_among_heavy",
             // Its BPF side is upstream's.
             "verified",
@@ -262,6 +264,8 @@ pub const CASES: &[Case] = &[
     scheduler("beside_batch", 1800),
     // Where a few more tasks than CPUs use most of the machine, none moves to another node for a moment's crowding.
     scheduler("stays_home", 900),
+    // Cgroups get shares by their weights from their first moment on.
+    scheduler("cgroup_shares", 400),
     // A service under CPU pressure is served better within a second.
     scheduler("pressure", 900),
     scheduler("latency_first", 900),

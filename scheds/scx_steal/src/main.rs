@@ -55,18 +55,17 @@ impl Daemon for Opts {
             .context("filling the topology tables")?;
         let classes = MapHandle::try_from(&skel.maps.classes).context("the map of classes")?;
 
-        let shares = self
-            .fair
-            .shares
-            .enabled()
-            .then(|| Shares::new(&skel.progs.read_loads));
+        let shares = self.fair.shares.enabled().then(|| {
+            let map = MapHandle::try_from(&skel.maps.shares).context("the map of shares")?;
+            Shares::start(&skel.progs.read_loads, &skel.maps.share_calls, map)
+        });
         let shares = shares.transpose()?;
         match scx_ops_attach!(skel, steal_ops) {
             Ok(link) => Ok(Box::new(Scheduler {
                 skel,
                 classes: ClassMap::new(classes),
                 link: Some(link),
-                shares,
+                _shares: shares,
             })),
             Err(err) => Err(attach_error(err, &uei_read!(&skel, uei))),
         }
@@ -104,7 +103,8 @@ struct Scheduler<'o> {
     skel: BpfSkel<'o>,
     classes: ClassMap,
     link: Option<Link>,
-    shares: Option<Shares>,
+    /// Kept for its life.
+    _shares: Option<Shares>,
 }
 
 impl Instance for Scheduler<'_> {
@@ -142,9 +142,6 @@ impl Instance for Scheduler<'_> {
     }
 
     fn tick(&self) -> Result<()> {
-        if let Some(shares) = &self.shares {
-            shares.tick(&self.skel.maps.shares);
-        }
         if self.link.is_some() {
             self.skel
                 .progs

@@ -148,6 +148,7 @@ pub(super) const OWN_GUESTS: &[&str] = &[
     "classes",
     "beside_batch",
     "stays_home",
+    "cgroup_shares",
     "pressure",
     "latency_first",
     "outside_load",
@@ -220,7 +221,8 @@ const SECOND_KERNEL: Pick = Pick::AllBut(&[
 const RELOAD: Pick = Pick::Only(&["reload"]);
 /// Machines as nobody builds them.
 const ODD: Pick = Pick::Only(&["topology", "topo", "odd"]);
-const MEASURED: Pick = Pick::Only(&["observe_waste"]);
+/// On a virtual clock, as they are about figures.
+const MEASURED: Pick = Pick::Only(&["observe_waste", "cgroup_shares"]);
 
 pub const GUESTS: &[Guest] = &[
     // The longest first, so that no lane is left with one at the end.

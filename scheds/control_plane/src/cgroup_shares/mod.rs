@@ -4,17 +4,23 @@
 mod factors;
 mod tree;
 
-use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use libbpf_rs::{Iter, IterOpts, Link, MapCore, MapFlags, ProgramMut};
-use log::warn;
+use libbpf_rs::{
+    ErrorKind, Iter, IterOpts, Link, MapCore, MapFlags, MapHandle, ProgramMut, RingBuffer,
+    RingBufferBuilder,
+};
+use log::{debug, warn};
+use rustix::process::setpriority_process;
 
-use crate::cgroup_shares_intf::{MAX_SHARES, SHARE_ONE};
+use crate::cgroup_shares_intf::{MAX_SHARES, SHARE_GUESSED, SHARE_ONE};
 use factors::{Group, factors};
 use tree::Node;
 
@@ -23,6 +29,14 @@ const ROOT: &str = "/sys/fs/cgroup";
 const MEMORY: Duration = Duration::from_millis(500);
 /// How often weights are read again. A cgroup that is not known yet is looked for at once.
 const REREAD: Duration = Duration::from_secs(2);
+/// How long until the next look, at most.
+const EVERY: Duration = Duration::from_millis(100);
+/// And at least, while a cgroup that is new is filling: a look that sees half of its tasks gives each of them twice its share.
+const SOON: Duration = Duration::from_millis(5);
+/// So many looks a second may come sooner, and as many can be saved up: on some machines cgroups come all the time.
+const EARLY: f64 = 20.0;
+/// Of the thread that does all this.
+const NICE: i32 = -20;
 /// Fewer tasks, on average, are none.
 const NOBODY: f64 = 0.001;
 /// A factor that has changed by less than this part of it is left as it is; that of a cgroup without tasks by less than
@@ -41,6 +55,10 @@ struct Load {
 struct Mean {
     load: Load,
     since: Instant,
+    /// Tasks in the last look.
+    seen: f64,
+    /// Those are more than in the one before.
+    grew: bool,
 }
 
 impl Mean {
@@ -48,7 +66,7 @@ impl Mean {
     /// count for little as soon as there are others.
     fn keep(&self, passed: Duration, now: Instant) -> f64 {
         let age = now.duration_since(self.since);
-        let memory = MEMORY.min(age / 2).as_secs_f64();
+        let memory = MEMORY.min(age / 4).as_secs_f64();
         if memory > 0.0 {
             (-passed.as_secs_f64() / memory).exp()
         } else {
@@ -79,56 +97,153 @@ impl ShareOpts {
     }
 }
 
-/// Keeps the map of shares of a loaded scheduler.
+/// Keeps the map of shares of a loaded scheduler, in a thread of its own.
 #[derive(Debug)]
 pub struct Shares {
-    tasks: Link,
-    follower: RefCell<Follower>,
-    failed: Cell<bool>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Shares {
-    /// With the iterator of the scheduler's object that tells which tasks run or wait.
+    /// With what the scheduler's object has of `bpf/lib/cgroup_shares.bpf.h`: the iterator that tells which tasks run or
+    /// wait, where it calls, and the map.
+    ///
+    /// If later the kernel refuses something, that is logged, and shares stay as they are from then on.
     ///
     /// # Errors
-    /// If the kernel refuses to attach it.
-    pub fn new(read_loads: &ProgramMut<'_>) -> Result<Self> {
+    /// If the kernel refuses to attach the iterator, or has no thread to spare.
+    pub fn start(
+        read_loads: &ProgramMut<'_>,
+        calls: &impl MapCore,
+        map: MapHandle,
+    ) -> Result<Self> {
+        let tasks = read_loads
+            .attach_iter_with_opts(IterOpts::None)
+            .context("attaching the iterator of tasks")?;
+        let mut builder = RingBufferBuilder::new();
+        let calls = builder.add(calls, |_| 0).map(|_| ());
+        let calls = calls.and_then(|()| builder.build());
+        let mut keeper = Keeper {
+            tasks,
+            calls: calls.context("mapping the calls for shares")?,
+            map,
+            follower: Follower::below(Path::new(ROOT)),
+        };
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::Builder::new()
+            .name("shares".to_owned())
+            .spawn(move || {
+                // Or it would wait its turn among those whose shares are wrong.
+                if let Err(err) = setpriority_process(None, NICE) {
+                    debug!("shares are worked out at the nice level of others: {err}");
+                }
+                if let Err(err) = keeper.run(&stopped) {
+                    warn!("shares of cgroups stay as they are: {err:#}");
+                }
+            })
+            .context("starting a thread for the shares of cgroups")?;
         Ok(Self {
-            tasks: read_loads
-                .attach_iter_with_opts(IterOpts::None)
-                .context("attaching the iterator of tasks")?,
-            follower: RefCell::new(Follower::below(Path::new(ROOT))),
-            failed: Cell::new(false),
+            stop,
+            thread: Some(thread),
         })
     }
+}
 
-    /// Looks at the tasks and brings the map up to date. To be called about ten times a second. If that fails, it is
-    /// logged, and shares stay as they are from then on.
-    pub fn tick(&self, map: &impl MapCore) {
-        if self.failed.get() {
-            return;
-        }
-        if let Err(err) = self.update(map) {
-            warn!("shares of cgroups stay as they are: {err:#}");
-            self.failed.set(true);
+impl Drop for Shares {
+    /// Takes a tenth of a second at most.
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
         }
     }
+}
 
-    fn update(&self, map: &impl MapCore) -> Result<()> {
+/// What the thread has.
+struct Keeper {
+    tasks: Link,
+    calls: RingBuffer<'static>,
+    map: MapHandle,
+    follower: Follower,
+}
+
+impl Keeper {
+    /// Looks at the tasks and brings the map up to date, ten times a second, and when it is called.
+    fn run(&mut self, stop: &AtomicBool) -> Result<()> {
+        while !stop.load(Ordering::Relaxed) {
+            let now = Instant::now();
+            self.update(now)?;
+            let Pause { wait, listens } = self.follower.pause(now);
+            if !listens {
+                std::thread::sleep(wait);
+                continue;
+            }
+            match self.calls.poll(wait) {
+                Err(err) if err.kind() != ErrorKind::Interrupted => {
+                    return Err(err).context("waiting for calls");
+                }
+                _ if now.elapsed() < EVERY => self.follower.budget.take(Instant::now()),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn update(&mut self, now: Instant) -> Result<()> {
         let mut bytes = Vec::new();
         Iter::new(&self.tasks)
             .context("starting the iterator of tasks")?
             .read_to_end(&mut bytes)
             .context("reading the iterator of tasks")?;
-        for (id, share) in self.follower.borrow_mut().observe(&bytes, Instant::now())? {
+        for (id, share) in self.follower.observe(&bytes, now)? {
             let key = id.to_ne_bytes();
             match share {
-                Some(share) => map.update(&key, &share.to_ne_bytes(), MapFlags::ANY),
-                None => map.delete(&key),
+                Some(share) => self.map.update(&key, &share.to_ne_bytes(), MapFlags::ANY),
+                None => self.map.delete(&key),
             }
             .context("writing a share")?;
         }
         Ok(())
+    }
+}
+
+/// Between two looks.
+#[derive(Debug)]
+struct Pause {
+    wait: Duration,
+    /// Unless it is called before.
+    listens: bool,
+}
+
+/// Of looks that come sooner than they must.
+#[derive(Debug)]
+struct Budget {
+    left: f64,
+    counted: Option<Instant>,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self {
+            left: EARLY,
+            counted: None,
+        }
+    }
+}
+
+impl Budget {
+    fn has(&mut self, now: Instant) -> bool {
+        let last = self.counted.replace(now).unwrap_or(now);
+        let more = now.duration_since(last).as_secs_f64() * EARLY;
+        self.left = (self.left + more).min(EARLY);
+        self.left >= 1.0
+    }
+
+    fn take(&mut self, now: Instant) {
+        if self.has(now) {
+            self.left -= 1.0;
+        }
     }
 }
 
@@ -140,6 +255,7 @@ struct Follower {
     tree_read: Option<Instant>,
     loads: HashMap<u64, Mean>,
     loads_read: Option<Instant>,
+    budget: Budget,
     /// What the map has.
     written: HashMap<u64, u32>,
 }
@@ -152,6 +268,7 @@ impl Follower {
             tree_read: None,
             loads: HashMap::new(),
             loads_read: None,
+            budget: Budget::default(),
             written: HashMap::new(),
         }
     }
@@ -179,14 +296,37 @@ impl Follower {
         for (id, mean) in &mut self.loads {
             let keep = mean.keep(passed, now);
             let sum = sums.get(id).copied().unwrap_or_default();
+            mean.grew = sum.tasks > mean.seen;
+            mean.seen = sum.tasks;
             mean.load.tasks = mean.load.tasks * keep + sum.tasks * (1.0 - keep);
             mean.load.weight = mean.load.weight * keep + sum.weight * (1.0 - keep);
         }
         for (&id, &load) in sums {
             // What is new counts in full, or it would look idle at first.
-            self.loads.entry(id).or_insert(Mean { load, since: now });
+            self.loads.entry(id).or_insert(Mean {
+                load,
+                since: now,
+                seen: load.tasks,
+                grew: true,
+            });
         }
         self.loads.retain(|_, mean| mean.load.tasks >= NOBODY);
+    }
+
+    /// What to do after the look of `now`: to wait, where a cgroup is being filled, for as long as it is there by then.
+    fn pause(&mut self, now: Instant) -> Pause {
+        if !self.budget.has(now) {
+            return Pause {
+                wait: EVERY,
+                listens: false,
+            };
+        }
+        let growing = self.loads.values().filter(|mean| mean.grew);
+        let newest = growing.map(|mean| now.duration_since(mean.since)).min();
+        Pause {
+            wait: newest.map_or(EVERY, |age| age.clamp(SOON, EVERY)),
+            listens: true,
+        }
     }
 
     fn changes(&mut self) -> Vec<(u64, Option<u32>)> {
@@ -216,15 +356,25 @@ impl Follower {
             there
         });
         for ((node, group), factor) in self.tree.iter().zip(&groups).zip(factors(&groups)) {
+            // What has no weight gives its tasks what its parent does, however many they are.
+            let (factor, same, guessed) = if group.tasks > 0.0 || group.weight.is_none() {
+                (factor, SAME.0, 0)
+            } else {
+                // What the first who comes may have, many might come with.
+                (factor.min(1.0), SAME.1, SHARE_GUESSED)
+            };
             let share = factor * f64::from(SHARE_ONE);
-            let same = if group.tasks > 0.0 { SAME.0 } else { SAME.1 };
-            let old = self.written.get(&node.id).map(|&old| f64::from(old));
+            let old = self.written.get(&node.id).copied();
             if old.is_none() && self.written.len() >= MAX_SHARES as usize {
                 // No room: its tasks keep their weights.
                 continue;
             }
-            if old.is_none_or(|old| (share - old).abs() > old * same) {
-                let share = share.round().max(1.0) as u32;
+            let is_same = |old: u32| {
+                let before = f64::from(old & !SHARE_GUESSED);
+                old & SHARE_GUESSED == guessed && (share - before).abs() <= before * same
+            };
+            if !old.is_some_and(is_same) {
+                let share = share.round().max(1.0) as u32 | guessed;
                 self.written.insert(node.id, share);
                 changes.push((node.id, Some(share)));
             }
@@ -286,18 +436,26 @@ mod tests {
 
         /// A tenth of a second later, with so many tasks of nice 0 in these cgroups.
         fn observe(&mut self, tasks: &[(&str, usize)]) -> Vec<(u64, Option<u32>)> {
+            self.observe_after(Duration::from_millis(100), tasks)
+        }
+
+        fn observe_after(
+            &mut self,
+            passed: Duration,
+            tasks: &[(&str, usize)],
+        ) -> Vec<(u64, Option<u32>)> {
             let bytes: Vec<u8> = tasks
                 .iter()
                 .flat_map(|&(name, count)| vec![[self.id(name), 100]; count])
                 .flatten()
                 .flat_map(u64::to_ne_bytes)
                 .collect();
-            self.now += Duration::from_millis(100);
+            self.now += passed;
             self.shares.observe(&bytes, self.now).unwrap()
         }
 
         fn share(&self, name: &str) -> f64 {
-            f64::from(self.shares.written[&self.id(name)])
+            f64::from(self.shares.written[&self.id(name)] & !SHARE_GUESSED)
         }
     }
 
@@ -350,6 +508,79 @@ mod tests {
         machine.observe(&[("a", 4), ("b", 4)]);
         let ratio = machine.share("a") / machine.share("b");
         assert!((ratio - 1.0).abs() < 0.15, "{ratio}");
+    }
+
+    /// The 24 tasks of three cgroups of the same weight come one after the other. However early the first look is, a fifth of
+    /// the time between looks after the last task came the shares are right.
+    #[test]
+    fn cgroups_that_fill_are_looked_at_sooner() {
+        const TASK: Duration = Duration::from_millis(2);
+        let end = TASK * 24 + EVERY / 5;
+        for early in 1..24 {
+            let mut machine = Machine::new(&[("a", 100), ("b", 100), ("c", 100)]);
+            let mut wait = TASK * early;
+            let mut passed = wait;
+            while passed <= end {
+                let started = (passed.as_millis() / TASK.as_millis()) as usize;
+                let here = |before: usize| started.saturating_sub(before).min(8);
+                machine.observe_after(wait, &[("a", here(0)), ("b", here(8)), ("c", here(16))]);
+                wait = machine.shares.pause(machine.now).wait;
+                passed += wait;
+            }
+            let shares = ["a", "b", "c"].map(|name| machine.share(name) / f64::from(SHARE_ONE));
+            for share in shares {
+                assert!((share - 1.0).abs() < 0.1, "{early}: {shares:?}");
+            }
+        }
+    }
+
+    /// Of cgroups that come all the time, or of tasks that sleep again before it looks.
+    #[test]
+    fn whoever_calls_all_the_time_is_not_heard_all_the_time() {
+        let names: Vec<String> = (0..500).map(|at| at.to_string()).collect();
+        for calls in [false, true] {
+            let mut machine = Machine::new(&[]);
+            let (mut looks, mut wait) = (0, EVERY);
+            let began = machine.now;
+            while machine.now < began + Duration::from_secs(4) {
+                if calls {
+                    machine.observe_after(wait, &[]);
+                } else {
+                    machine.create(&names[looks], 100);
+                    machine.observe_after(wait, &[(&names[looks], 1)]);
+                }
+                let pause = machine.shares.pause(machine.now);
+                wait = pause.wait;
+                if calls && pause.listens {
+                    wait = SOON;
+                }
+                if wait < EVERY {
+                    machine.shares.budget.take(machine.now);
+                }
+                looks += 1;
+            }
+            let least = 4.0 * EARLY;
+            assert!(
+                looks as f64 > least && (looks as f64) < least + 80.0,
+                "{looks} looks in 4 s"
+            );
+        }
+    }
+
+    #[test]
+    fn the_share_of_a_cgroup_without_tasks_is_a_guess() {
+        let mut machine = Machine::new(&[("a", 100), ("b", 100)]);
+        let guessed = |machine: &Machine, name| {
+            machine.shares.written[&machine.id(name)] & SHARE_GUESSED != 0
+        };
+        machine.observe(&[("a", 1)]);
+        assert!(!guessed(&machine, "a") && guessed(&machine, "b"));
+        machine.observe(&[("a", 1), ("b", 1)]);
+        assert!(!guessed(&machine, "b"));
+        for _ in 0..100 {
+            machine.observe(&[("a", 1)]);
+        }
+        assert!(guessed(&machine, "b"));
     }
 
     #[test]
