@@ -501,6 +501,7 @@ pub(crate) mod tests {
         let small = find("6.12/t8", any);
         let small_faults = find("6.12/t8", faults);
         let with_virtual_clock = find("6.12/t8-virtual", any);
+        let many_with_virtual_clock = find("6.12/t32-virtual", any);
         let large = find("6.12/t64", any);
         let large_faults = find("debian/t32", faults);
         for (one, other, may) in [
@@ -508,7 +509,9 @@ pub(crate) mod tests {
             (small, with_virtual_clock, true),
             (small, small_faults, false),
             (small, large, false),
-            (small_faults, with_virtual_clock, false),
+            (small_faults, with_virtual_clock, true),
+            (small_faults, large, false),
+            (small_faults, many_with_virtual_clock, true),
             (large, large_faults, true),
             (large, with_virtual_clock, true),
         ] {

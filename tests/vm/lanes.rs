@@ -90,15 +90,24 @@ impl Shared {
         }
     }
 
-    /// The first that waits, once there is a lane for it and nothing that it may not run beside.
+    /// The first that waits and may run beside what runs, once there is a lane for it.
     fn take(&self, lanes: usize) -> Option<(Job, Running<'_>)> {
         let mut state = self.lock();
         loop {
-            let guest = state.waiting.front()?.guest;
-            let mut others = state.running.iter();
-            if state.running.len() < lanes && others.all(|other| guest.may_run_beside(other)) {
-                let job = state.waiting.pop_front()?;
-                state.running.push(guest);
+            if state.waiting.is_empty() {
+                return None;
+            }
+            let State { waiting, running } = &mut *state;
+            let fits = |job: &Job| {
+                let mut others = running.iter();
+                others.all(|other| job.guest.may_run_beside(other))
+            };
+            if running.len() < lanes
+                && let Some(at) = waiting.iter().position(fits)
+            {
+                let job = waiting.remove(at)?;
+                let guest = job.guest;
+                running.push(guest);
                 let shared = self;
                 return Some((job, Running { shared, guest }));
             }
