@@ -52,18 +52,21 @@ static __always_inline u64 clock_of(const struct task_struct *p, const struct cp
 
 /*
  * The clock that the virtual runtime @vtime of a task was made with, which starts
- * to run here: that of another CPU. One that was taken from its queue goes on as
- * if both clocks had gone alike.
+ * to run here: that of another CPU. One that was taken from a slower queue goes on
+ * as if both clocks had gone alike. One from a faster queue doesn't: it would wait
+ * here for all of what others there had meanwhile, and not only for what it had.
  */
 static __noinline u64 clock_it_left(const struct cpu_ctx *cc, u64 vtime)
 {
 	struct cpu_ctx *other = lookup_cpu_ctx(fair_frame(vtime));
+	s64 ahead;
 
 	if (!cc || !other)
 		return cc ? cc->clock : 0;
 	if (!fair_is_queued(vtime))
 		return other->clock;
-	return other->clock + pace_ahead(&cc->pace, cc->clock, &other->pace, other->clock);
+	ahead = pace_ahead(&cc->pace, cc->clock, &other->pace, other->clock);
+	return other->clock + (ahead > 0 ? ahead : 0);
 }
 
 /* ---- wakeup ------------------------------------------------------------ */

@@ -123,6 +123,54 @@ s32 calm_cpu(struct task_struct *p __arg_trusted, u32 id, u32 from)
 	return -1;
 }
 
+/* Of @cpu and any other one of node @id, by chance, that of which the queue is shorter. Not static, so that it is verified once. */
+s32 shorter_queue(struct task_struct *p __arg_trusted, s32 cpu, u32 id)
+{
+	struct numa_node *n = lookup_node(id);
+	u32 chance = bpf_get_prandom_u32(), k;
+	struct shard *sh;
+	u64 usable;
+	s32 other;
+
+	if (!n || !n->nr_shards)
+		return cpu;
+	sh = lookup_shard(n->first_shard + (chance >> 8) % n->nr_shards);
+	if (!sh || !sh->nr_words)
+		return cpu;
+	k = (chance >> 6) % sh->nr_words & (SHARD_WORDS - 1);
+	usable = usable_word(p, sh, k);
+	if (!usable)
+		return cpu;
+	chance &= 63;
+	other = sh->first_cpu[k] + ((lowest(turned(usable, chance)) + chance) & 63);
+	return scx_bpf_dsq_nr_queued(other) < scx_bpf_dsq_nr_queued(cpu) ? other : cpu;
+}
+
+/*
+ * Somebody waits everywhere, and @p has hardly run yet: it has nothing in the cache of
+ * @cpu, where it was born as were many others, which may all wake up now. A look at one
+ * other queue near and two far is enough for the longest to be hardly longer than the mean.
+ */
+static __noinline s32 wait_anywhere(struct task_struct *p __arg_trusted, s32 cpu, u32 own)
+{
+	struct shard *sh = lookup_shard(own);
+	struct numa_node *n = sh ? lookup_node(sh->node) : NULL;
+	u32 chance = bpf_get_prandom_u32();
+	struct seat *seat;
+
+	if (!n)
+		return cpu;
+	cpu = shorter_queue(p, cpu, sh->node);
+	if (n->nr_near) {
+		cpu = shorter_queue(p, cpu, n->near[chance % n->nr_near & (NEAR_NODES - 1)]);
+		cpu = shorter_queue(p, cpu, n->near[(chance >> 16) % n->nr_near & (NEAR_NODES - 1)]);
+	}
+	seat = lookup_seat(cpu);
+	if (seat && seat->shard != own)
+		count(STEAL_WAITS_ELSEWHERE);
+	return cpu;
+}
+
 /* How long a CPU that found nothing calmer doesn't look again: longer each time, from this to that, ns. */
 #define CROWDED_LEAST_NS 4000
 #define CROWDED_MOST_NS 1000000
@@ -190,7 +238,9 @@ static s32 wait_near(struct task_struct *p __arg_trusted, s32 cpu)
 	if (!is_marked_queued(seat))
 		return cpu;
 	other = calm_cpu(p, seat->shard, cpu + 1);
-	return other >= 0 ? other : cpu;
+	if (other >= 0)
+		return other;
+	return p->se.sum_exec_runtime < slice_ns ? wait_anywhere(p, cpu, seat->shard) : cpu;
 }
 
 /* @p waits on @cpu: let an idle CPU, if there is one, come and take it. Not static, so that it is verified once. */

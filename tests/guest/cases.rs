@@ -52,6 +52,7 @@ pub(crate) fn function(name: &str) -> Option<Function> {
         "hotplug" => coming_and_going::hotplug,
         "unknown_cpu" => coming_and_going::unknown_cpu,
         "fair" => serving::fair,
+        "woken_together" => serving::woken_together,
         "node_shares" => serving::node_shares,
         "pinned_shares" => serving::pinned_shares,
         "light_among_heavy" => serving::light_among_heavy,

@@ -58,6 +58,7 @@ pub const SCHEDULERS: &[Scheduler] = &[
             "pinned_shares",
             "node_shares",
             "cgroup_shares",
+            "woken_together",
             "beside_batch",
             "memory_home",
             "stays_home",
@@ -111,6 +112,7 @@ pub const SCHEDULERS: &[Scheduler] = &[
             "pinned_shares",
             "node_shares",
             "cgroup_shares",
+            "woken_together",
             "light_among_heavy",
             // Its BPF side is upstream's.
             "verified",
@@ -266,6 +268,8 @@ pub const CASES: &[Case] = &[
     scheduler("stays_home", 900),
     // Cgroups get shares by their weights from their first moment on.
     scheduler("cgroup_shares", 400),
+    // Tasks that were born on one CPU and are woken together are soon on all.
+    scheduler("woken_together", 900),
     // A service under CPU pressure is served better within a second.
     scheduler("pressure", 900),
     scheduler("latency_first", 900),

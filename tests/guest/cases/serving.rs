@@ -2,7 +2,7 @@
 
 use crate::Setting;
 use crate::cpus::{Cpus, idle_shares, online, read};
-use crate::daemon::{Daemon, start_limit};
+use crate::daemon::{Daemon, printed, start_limit};
 use crate::load::{Fairness, Load, Random, Work, runtimes};
 use crate::procs::{Procs, beside, children_of};
 use anyhow::{Context, Result, ensure};
@@ -60,6 +60,43 @@ pub(crate) fn fair(setting: &Setting) -> Result<String> {
     drop(load);
     daemon.stop()?;
     Ok(figures)
+}
+
+/// How equal the shares of four threads a CPU are, by Jain's index, over their first 60 ms, if they were born one after the
+/// other, slept, and are woken together. If each waits where it was born it is 0.90 to 0.95, by a clock of instructions.
+const TOGETHER: f64 = 0.945;
+const SEEDS: u32 = 5;
+
+/// They were all born on a few CPUs, which were idle again each time, and are to run on all.
+pub(crate) fn woken_together(setting: &Setting) -> Result<String> {
+    let daemon = Daemon::start(setting, &[])?;
+    let threads = (4 * online()?.len()).to_string();
+    let xtask = beside("xtask")?;
+    let mut sum = 0.0;
+    for seed in 1..=SEEDS {
+        let seed = seed.to_string();
+        let args = ["in-guest", "fair", "--threads", &threads, "--ms", "60"];
+        let output = Command::new(&xtask)
+            .args(args)
+            .args(["--seed", &seed])
+            .output();
+        let text = printed(&output.context("running xtask")?)?;
+        let jain = text
+            .lines()
+            .find_map(|line| line.strip_prefix("jain "))
+            .with_context(|| format!("no index in {text:?}"))?;
+        sum += jain.parse::<f64>().context("reading Jain's index")?;
+    }
+    let told = format!(
+        "{threads} threads that are woken together: Jain's index {:.3} over 60 ms",
+        sum / f64::from(SEEDS)
+    );
+    ensure!(
+        sum / f64::from(SEEDS) >= TOGETHER,
+        "{told} ({TOGETHER} allowed)"
+    );
+    daemon.stop()?;
+    Ok(told)
 }
 
 /// What nice -10 gets beside nice 0 on one CPU, 9548 to 1024 by weight, is 90 %; without weights it would be 50.

@@ -148,6 +148,7 @@ pub(super) const OWN_GUESTS: &[&str] = &[
     "beside_batch",
     "stays_home",
     "cgroup_shares",
+    "woken_together",
     "pressure",
     "latency_first",
     "outside_load",
@@ -185,7 +186,7 @@ const CLASSES: Pick = Pick::Only(&["classes"]);
 /// On a virtual clock, or it would measure the host.
 const BESIDE_BATCH: Pick = Pick::Only(&["beside_batch"]);
 /// The same, and with nodes near and far, which take tasks after different waits.
-const BESIDE_BATCH_AND_AT_HOME: Pick = Pick::Only(&["beside_batch", "stays_home"]);
+const SEVERAL_NODES: Pick = Pick::Only(&["beside_batch", "stays_home", "woken_together"]);
 /// On a virtual clock, as they are about how soon and how much.
 const SERVED: Pick = Pick::Only(&["pressure", "latency_first"]);
 /// The same, with several caches.
@@ -275,7 +276,7 @@ pub const GUESTS: &[Guest] = &[
     Guest::new("6.12", "t40-llc", ODD).full(),
     Guest::new("6.12", "t32", POLICY).full(),
     Guest::new("6.12", "t32", POLICY_DAEMON).full(),
-    Guest::new("6.12", "t32", BESIDE_BATCH_AND_AT_HOME)
+    Guest::new("6.12", "t32", SEVERAL_NODES)
         .virtual_clock()
         .full(),
     Guest::new("6.12", "t16-smt", BESIDE_BATCH)
