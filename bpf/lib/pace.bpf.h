@@ -6,8 +6,8 @@
  * task that moves takes only its lag along. So who waited in a long queue would
  * have got less for good, and on the same machine equal tasks would end
  * milliseconds apart. Here each CPU notes where its clock was when an epoch of
- * real time began. For a task that is taken from one queue to another, the
- * difference between how far both clocks have come since is part of its lag.
+ * real time began. A task that is taken from one queue to another is behind by as
+ * much as the clock here has come further since than the one there.
  *
  * A clock stands while its CPU idles. That nobody needed the CPU says nothing of how
  * fast it runs, so nothing is said of a CPU that went idle in this epoch.

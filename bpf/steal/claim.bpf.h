@@ -123,7 +123,10 @@ s32 calm_cpu(struct task_struct *p __arg_trusted, u32 id, u32 from)
 	return -1;
 }
 
-/* Of @cpu and any other one of node @id, by chance, that of which the queue is shorter. Not static, so that it is verified once. */
+/*
+ * Of @cpu and any other one of node @id, by chance, that of which the queue is
+ * shorter. Not static, so that it is verified once.
+ */
 s32 shorter_queue(struct task_struct *p __arg_trusted, s32 cpu, u32 id)
 {
 	struct numa_node *n = lookup_node(id);
@@ -149,7 +152,8 @@ s32 shorter_queue(struct task_struct *p __arg_trusted, s32 cpu, u32 id)
 /*
  * Somebody waits everywhere, and @p has hardly run yet: it has nothing in the cache of
  * @cpu, where it was born as were many others, which may all wake up now. A look at one
- * other queue near and two far is enough for the longest to be hardly longer than the mean.
+ * other queue near and two far is enough for the longest to be hardly longer than the
+ * mean.
  */
 static __noinline s32 wait_anywhere(struct task_struct *p __arg_trusted, s32 cpu, u32 own)
 {
@@ -216,7 +220,7 @@ static __noinline s32 wait_elsewhere(struct task_struct *p __arg_trusted, s32 cp
 /*
  * No CPU is idle. Where is @p to wait? On @cpu, where it ran last, unless others
  * wait there already: then rather on one of its cache where nobody does; and
- * elsewhere, if many wait in this cache and fewer there.
+ * elsewhere, if many wait in this cache and fewer there, or if it has hardly run yet.
  */
 static s32 wait_near(struct task_struct *p __arg_trusted, s32 cpu)
 {
