@@ -355,13 +355,29 @@ static __always_inline bool work_waits(struct seat *seat, s32 cpu)
 	return (nw && PEEK(nw->queued)) || scx_bpf_dsq_nr_queued(PINNED_DSQ(cpu)) > 0;
 }
 
+/* Who waits here for too long, in either queue, has caught up. */
+static __noinline void look_for_late(struct cpu_ctx *cc, s32 cpu, u32 shard, u64 now)
+{
+	struct queue_ctx *q = lookup_queue(shard);
+	bool found;
+
+	if (!cc || !q)
+		return;
+	found = late_catches_up(&cc->late, shard, q->clock);
+	found |= late_catches_up(&cc->late, PINNED_DSQ(cpu), q->clock);
+	late_looked(&cc->late, now, found);
+}
+
 void BPF_STRUCT_OPS(numa_dispatch, s32 cpu, struct task_struct *prev)
 {
 	struct cpu_ctx *cc = lookup_cpu_ctx(cpu);
 	struct seat *seat = lookup_seat(cpu);
+	u64 now;
 
 	if (!cc || !seat)
 		return;
+	if (late_is_due(&cc->late, &cc->run, prev, &now))
+		look_for_late(cc, cpu, seat->shard, now);
 	if (prev && (prev->scx.flags & SCX_TASK_QUEUED)) {
 		if (!replace(cpu, prev, cc, seat)) {
 			scx_bpf_task_set_slice(prev, class_slice(class_of(prev)));

@@ -241,9 +241,12 @@ void BPF_STRUCT_OPS(steal_dispatch, s32 cpu, struct task_struct *prev)
 {
 	struct cpu_ctx *cc = lookup_cpu_ctx(cpu);
 	struct seat *seat = lookup_seat(cpu);
+	u64 now;
 
 	if (!cc || !seat)
 		return;
+	if (cc->filled && late_is_due(&cc->late, &cc->run, prev, &now))
+		late_looked(&cc->late, now, late_catches_up(&cc->late, cpu, cc->clock));
 	if (prev && (prev->scx.flags & SCX_TASK_QUEUED)) {
 		if (!replace(cpu, prev, cc, seat)) {
 			scx_bpf_task_set_slice(prev, class_slice(class_of(prev)));

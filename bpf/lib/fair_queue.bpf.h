@@ -7,6 +7,7 @@
 #define __MANYCORE_FAIR_QUEUE_BPF_H
 
 #include "lib/fair.bpf.h"
+#include "lib/late.bpf.h"
 
 /* How long a task may run while others wait, in ns. */
 const volatile u64 slice_ns = 2000000;
@@ -136,7 +137,7 @@ bool weigh_queue(u64 dsq, u64 now, u32 most, struct weighed *look __arg_nonnull)
  * virtual runtime is @vtime; tasks of this weight run there. Who is ahead, as it ran
  * for long or has little weight, waits until all others have had as much, for longer
  * the more and the heavier they are. The kernel throws a scheduler out with which a
- * task waits for 30 s, so beyond a few, weights count for less.
+ * task waits for 30 s, so beyond a few, weights count for less; see also below.
  */
 static __noinline u64 place_within(u64 dsq, u64 vtime, u64 clock, u32 cpus, u64 running)
 {
@@ -150,6 +151,53 @@ static __noinline u64 place_within(u64 dsq, u64 vtime, u64 clock, u32 cpus, u64 
 	if (most < AHEAD_FREE)
 		most = AHEAD_FREE;
 	return time_after(vtime, clock + most) ? clock + most : vtime;
+}
+
+/*
+ * How far ahead one may be placed is told by who is there when it comes. If many more
+ * come then, or heavier ones, the clock goes slower than was thought, and it would wait
+ * for minutes. So each CPU looks now and then at who waits in the queues that it serves:
+ * lib/late.bpf.h.
+ */
+struct late_look {
+	u64 next;		/* when to look again, as p->se.exec_start */
+	u64 since;		/* when nobody was late, in jiffies */
+};
+
+/* This far apart, in ns: who was there at the last look waits for less than twice as long. */
+#define LATE_LOOK_NS	(CATCH_UP_NS * 3 / 4)
+/* Others want to run, too: one who is late goes first once in so many slices. */
+#define LATE_SLICES	8
+
+/* Is it time for that, when the CPU dispatches after @prev, or nothing? Then when. */
+static __always_inline bool late_is_due(const struct late_look *look, const struct run_ctx *run,
+					const struct task_struct *prev, u64 *now)
+{
+	u64 at = run->at;
+
+	/* Or the two are read by one instruction, which the verifier refuses. */
+	barrier_var(at);
+	if (prev)
+		at = prev->se.exec_start;
+	*now = at;
+	return time_after(at, look->next);
+}
+
+/* Who waits in queue @dsq for too long has caught up with its clock. */
+static __always_inline bool late_catches_up(const struct late_look *look, u64 dsq, u64 clock)
+{
+	return forgive_late(dsq, look->since, clock, FAIR_MARKS);
+}
+
+/* It was done, and this was found. */
+static __always_inline void late_looked(struct late_look *look, u64 now, bool found)
+{
+	if (found) {
+		look->next = now + LATE_SLICES * slice_ns;
+		return;
+	}
+	look->next = now + LATE_LOOK_NS;
+	look->since = bpf_jiffies64();
 }
 
 #endif /* __MANYCORE_FAIR_QUEUE_BPF_H */

@@ -60,6 +60,7 @@ struct cpu_ctx {
 	u32 turn;		/* queue to compare the own one with next */
 	u32 hint;		/* 1 + the shard that whoever woke this CPU points to */
 	u32 from_own;		/* the next task was the first of its queue */
+	struct late_look late;
 	struct sync_ctx sync;
 	struct room room;	/* of the node that it looks at */
 } __attribute__((aligned(CACHE_PAIR)));

@@ -39,6 +39,7 @@ struct cpu_ctx {
 	u8 filled;		/* its queue may have tasks; written with its runqueue locked, so there 0 is sure */
 	u8 from_own;		/* the next task was the first of its queue */
 	u8 goes_far;		/* it took a task from another node when it compared queues last */
+	struct late_look late;
 	struct sync_ctx sync;
 	u64 crowded_until;	/* nothing is calmer than where it is: until when not to look again */
 	u64 crowded_ns;		/* how long that was to be */

@@ -40,14 +40,14 @@ const COMPLAINTS: &[&str] = &[
     "BUG:",
     "WARNING:",
     "Oops",
-    "rcu_preempt detected",
-    "rcu_sched detected",
     "blocked for more than",
     "soft lockup",
 ];
 
-/// What the kernel says when it throws out a scheduler.
+/// What the kernel says when it throws out a scheduler, or before: who waits may do so while it reads what RCU keeps.
 const STALLS: &[&str] = &[
+    "rcu_preempt detected",
+    "rcu_sched detected",
     "runnable task stall",
     "watchdog failed to check in",
     "runtime error",

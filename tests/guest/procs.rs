@@ -3,6 +3,7 @@
 use crate::cpus::{Cpus, mask};
 use crate::load::{runtimes, times};
 use anyhow::{Context, Result, ensure};
+use rustix::process::{Signal, kill_process};
 use rustix::thread::{Pid, sched_setaffinity};
 use std::collections::BTreeMap;
 use std::fs;
@@ -109,6 +110,14 @@ impl Procs {
         for tid in self.tids()? {
             sched_setaffinity(Pid::from_raw(tid), &mask)
                 .with_context(|| format!("setting the affinity of thread {tid}"))?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        for child in &self.0 {
+            kill_process(Pid::from_child(child), signal)
+                .context("sending a signal to a process")?;
         }
         Ok(())
     }

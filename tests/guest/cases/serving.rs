@@ -1,11 +1,12 @@
 //! How tasks are served.
 
 use crate::Setting;
-use crate::cpus::{Cpus, idle_shares, online, read};
+use crate::cpus::{Cpus, idle_shares, online, read, read_list};
 use crate::daemon::{Daemon, printed, start_limit};
 use crate::load::{Fairness, Load, Random, Work, runtimes};
 use crate::procs::{Procs, beside, children_of};
 use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -166,21 +167,34 @@ pub(crate) fn node_shares(setting: &Setting) -> Result<String> {
     Ok(told)
 }
 
-/// So many of nice -10 on one CPU, each with some 900 times the weight of nice 19: by weight that one would get a tick in a
-/// minute.
-const HEAVY: usize = 20;
+/// So many of nice -10 for each CPU of a node, each with some 900 times the weight of nice 19: by weight that one would get
+/// a tick in half a minute.
+const HEAVY: usize = 12;
 
+/// One of little weight waits beside one heavy task a CPU, which is for long already, when many more are woken.
 pub(crate) fn light_among_heavy(setting: &Setting) -> Result<String> {
     let daemon = Daemon::lent(setting)?;
     let bound = Duration::from_millis(setting.scheduler()?.bounds.wait_ms);
     let spin = beside("spin")?;
-    let on =
-        |count, nice| Procs::start(count, &spin, 1, &["taskset", "-c", "1", "nice", "-n", nice]);
-    let light = on(1, "19")?;
-    let heavy = on(HEAVY, "-10")?;
-    heavy.check_progress(TURN)?;
-    // When it had its last turn, not all of them were there.
+    let there = read_list("/sys/devices/system/node/node0/cpulist")?;
+    let elsewhere = online()?.difference(&there).copied().collect();
+    let on = |cpus: &Cpus, count, nice| {
+        let cpus: Vec<_> = cpus.iter().map(usize::to_string).collect();
+        let by = ["taskset", "-c", &cpus.join(","), "nice", "-n", nice];
+        let procs = Procs::start(count, &spin, 1, &by)?;
+        procs.check_progress(TURN)?;
+        Ok::<_, anyhow::Error>(procs)
+    };
+    let others = on(&elsewhere, (HEAVY - 1) * there.len(), "-10")?;
+    others.signal(Signal::STOP)?;
+    others.allow(&there)?;
+    let light = on(&there, 1, "19")?;
+    let _heavy = on(&there, there.len(), "-10")?;
+    // Until each of those has found a CPU, and it shares one with them.
+    std::thread::sleep(Duration::from_secs(3));
+    // It has had a turn just now, and waits for its next.
     light.check_progress(TURN)?;
+    others.signal(Signal::CONT)?;
     let used = || -> Result<u64> { Ok(light.runtimes()?.values().sum()) };
     let (started, mut last, mut ran, mut longest) =
         (Instant::now(), Instant::now(), used()?, Duration::ZERO);
@@ -193,7 +207,7 @@ pub(crate) fn light_among_heavy(setting: &Setting) -> Result<String> {
         }
     }
     let told = format!(
-        "one of nice 19 beside {HEAVY} of nice -10 waited for {:.1} s at most",
+        "one of nice 19 beside {HEAVY} of nice -10 a CPU waited for {:.1} s at most",
         longest.as_secs_f64()
     );
     ensure!(longest < bound, "{told} ({} allowed)", bound.as_secs());
