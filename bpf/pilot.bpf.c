@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * scx_pilot: what scx_rustland_core's BPF side has no way to say, that a task which
- * wakes up should have a CPU at once.
+ * scx_pilot: what scx_rustland_core's BPF side has no way to say.
  *
- * There, slices end on timer ticks only. All CPUs have those at about the same
+ * That a task which wakes up should have a CPU at once: there, slices end on timer ticks only. All CPUs have those at about the same
  * time, and userspace is asked in between only if a CPU runs dry. So a task that
  * wakes up while all are busy waits for the next tick, whatever the policy says of
  * it. Here, when one of the latency class wakes up and was not given an idle CPU,
@@ -13,8 +12,12 @@
  * Userspace writes down the class of each task that it has decided on, by pid, in
  * memory that both share. Pids that are apart by PILOT_PIDS share a place: one of
  * them may be taken for the other, which costs a switch.
+ *
+ * And that a task which was decided on long ago is next after all: its rank can't be
+ * changed once it waits for a CPU, but many may have come since who go before it.
  */
 #include <scx/common.bpf.h>
+#include "lib/late.bpf.h"
 #include "lib/task.bpf.h"
 #include "pilot.h"
 
@@ -112,4 +115,21 @@ int pilot_decided(struct decided *decided)
 	bpf_rcu_read_unlock();
 	bpf_task_release(p);
 	return 0;
+}
+
+/* When nobody in the queue for any CPU had waited for too long, in jiffies. */
+u64 late_since;
+
+/* Has one go first who waits there since the last time that this found nobody. Returns whether it did. */
+SEC("syscall")
+int pilot_late(void *ctx)
+{
+	bool found;
+
+	bpf_rcu_read_lock();
+	found = forgive_late(PILOT_QUEUE, late_since, 0, 0);
+	bpf_rcu_read_unlock();
+	if (!found)
+		late_since = bpf_jiffies64();
+	return found;
 }

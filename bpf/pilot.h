@@ -8,6 +8,8 @@
 enum {
 	/* Places in which pids are told apart; a power of two. */
 	PILOT_PIDS	= 65536,
+	/* The queue for any CPU: scx_rustland_core's SHARED_DSQ. */
+	PILOT_QUEUE	= 1024,
 };
 
 enum pilot_class {

@@ -113,7 +113,6 @@ pub const SCHEDULERS: &[Scheduler] = &[
             "node_shares",
             "cgroup_shares",
             "woken_together",
-            "light_among_heavy",
             // Its BPF side is upstream's.
             "verified",
         ],

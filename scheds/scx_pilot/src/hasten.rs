@@ -1,4 +1,5 @@
-//! Has latency tasks that wake up interrupt batch: the other end of `bpf/pilot.bpf.c`.
+//! Has latency tasks that wake up interrupt batch, and who waits for too long go first: the other end of
+//! `bpf/pilot.bpf.c`.
 
 use std::mem::MaybeUninit;
 
@@ -12,18 +13,30 @@ use crate::hasten_skel::{
     pilot_class_PILOT_OTHER,
 };
 
-/// The program while it is attached.
+/// So often is looked for who waits for too long, in nanoseconds. Who was there the last time waits for less than twice as
+/// long; with `scx_rustland_core`, the kernel throws the scheduler out when one has waited for 5 s.
+const LATE_NS: u64 = 1_500_000_000;
+/// And so often if one was found: others want to run, too.
+const LATE_AGAIN_NS: u64 = 20_000_000;
+
+/// The programs while they are loaded.
 pub(crate) struct Hasten<'o> {
     skel: BpfSkel<'o>,
-    _link: Link,
+    /// If latency tasks interrupt batch.
+    wakeups: Option<Link>,
+    late_next_ns: u64,
 }
 
 impl<'o> Hasten<'o> {
-    /// Loads and attaches it, on a machine whose CPU ids are below `nr_cpu_ids`.
+    /// Loads them, on a machine whose CPU ids are below `nr_cpu_ids`, and attaches to wakeups if `classes` come first.
     ///
     /// # Errors
     /// If the kernel refuses.
-    pub(crate) fn attach(object: &'o mut MaybeUninit<OpenObject>, nr_cpu_ids: u32) -> Result<Self> {
+    pub(crate) fn attach(
+        object: &'o mut MaybeUninit<OpenObject>,
+        nr_cpu_ids: u32,
+        classes: bool,
+    ) -> Result<Self> {
         let mut open = BpfSkelBuilder::default()
             .open(object)
             .context("opening bpf/pilot.bpf.c")?;
@@ -38,16 +51,35 @@ impl<'o> Hasten<'o> {
             .set_max_entries(nr_cpu_ids)
             .context("sizing a map")?;
         let skel = open.load().context("loading bpf/pilot.bpf.c")?;
-        let link = skel
-            .progs
-            .pilot_woken
-            .attach()
-            .context("attaching to wakeups")?;
-        Ok(Self { skel, _link: link })
+        let wakeups = classes.then(|| skel.progs.pilot_woken.attach());
+        Ok(Self {
+            wakeups: wakeups.transpose().context("attaching to wakeups")?,
+            skel,
+            late_next_ns: 0,
+        })
+    }
+
+    /// Whether latency tasks interrupt batch.
+    pub(crate) fn by_class(&self) -> bool {
+        self.wakeups.is_some()
+    }
+
+    /// To be called often, with any clock that never goes back: who waits for too long for any CPU goes first.
+    pub(crate) fn look_for_late(&mut self, now_ns: u64) {
+        if now_ns < self.late_next_ns {
+            return;
+        }
+        let found = self.skel.progs.pilot_late.test_run(ProgramInput::default());
+        // If it can't be asked now, it can later.
+        let found = found.is_ok_and(|output| output.return_value == 1);
+        self.late_next_ns = now_ns + if found { LATE_AGAIN_NS } else { LATE_NS };
     }
 
     /// A task of this class was decided on. One write to memory, and only if it was of another.
     pub(crate) fn note(&mut self, pid: i32, class: Class) {
+        if !self.by_class() {
+            return;
+        }
         let class = match class {
             Class::Normal => pilot_class_PILOT_OTHER,
             Class::Latency => pilot_class_PILOT_LATENCY,

@@ -248,15 +248,15 @@ impl<'o> Scheduler<'o> {
         let policy = opts.policy_kind.build(&order.layout, slice_ns);
         let cycle = Cycle::new(policy, Arc::clone(&order.board), order.layout.nr_online());
         // Memory that is mapped after the scheduler is attached would not be there when it is needed.
-        let hasten = (opts.policy_kind == Kind::Deadline)
-            .then(|| Hasten::attach(hasten, order.layout.nr_cpu_ids()));
-        let hasten = hasten.and_then(|attached| {
-            attached
-                .inspect_err(|err| {
-                    warn!("latency tasks will wait for the end of a slice of batch: {err:#}");
-                })
-                .ok()
-        });
+        let classes = opts.policy_kind == Kind::Deadline;
+        let hasten = Hasten::attach(hasten, order.layout.nr_cpu_ids(), classes)
+            .inspect_err(|err| {
+                warn!(
+                    "tasks of little weight may wait for long, and those of the latency class for the end of a slice of \
+                     batch: {err:#}"
+                );
+            })
+            .ok();
         let bpf = BpfScheduler::init(
             object,
             common.open_opts(),
@@ -292,6 +292,9 @@ impl<'o> Scheduler<'o> {
             self.bpf.own_is_next = false;
             let waiting = self.cycle.run(&mut self.bpf, now_ns);
             self.publish(shared, waiting);
+            if let Some(hasten) = &mut self.bpf.hasten {
+                hasten.look_for_late(now_ns);
+            }
             // Gives the CPU away until there is something to do.
             self.bpf.bpf.notify_complete(waiting as u64);
         }
@@ -320,7 +323,7 @@ struct Bpf<'o> {
     own_is_given: bool,
     /// Whether this thread's CPU takes a latency task after this round, out of the queue for any CPU.
     own_is_next: bool,
-    /// With a policy that puts classes first.
+    /// Unless the kernel refused it.
     hasten: Option<Hasten<'o>>,
 }
 
@@ -339,7 +342,7 @@ impl Bpf<'_> {
     /// Has a CPU take a task that is to run at once: this one will when this thread is done, if the task may run here, and if
     /// it is the first that may.
     fn hasten(&mut self, task: &Task) {
-        let Some(hasten) = &mut self.hasten else {
+        let Some(hasten) = self.hasten.as_mut().filter(|hasten| hasten.by_class()) else {
             return;
         };
         let here = rustix::thread::sched_getcpu() as u32;
