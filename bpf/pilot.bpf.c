@@ -2,12 +2,13 @@
 /*
  * scx_pilot: what scx_rustland_core's BPF side has no way to say.
  *
- * That a task which wakes up should have a CPU at once: there, slices end on timer ticks only. All CPUs have those at about the same
- * time, and userspace is asked in between only if a CPU runs dry. So a task that
- * wakes up while all are busy waits for the next tick, whatever the policy says of
- * it. Here, when one of the latency class wakes up and was not given an idle CPU,
- * one that runs batch is interrupted, the nearest of a few. That CPU asks userspace
- * who runs next, and does so: it is still the policy that decides.
+ * That a task which wakes up should have a CPU at once: there, slices end on timer
+ * ticks only. All CPUs have those at about the same time, and userspace is asked in
+ * between only if a CPU runs dry. So a task that wakes up while all are busy waits for
+ * the next tick, whatever the policy says of it. Here, when one of the latency class
+ * wakes up and was not given an idle CPU, one that runs batch is interrupted, the
+ * nearest of a few. That CPU asks userspace who runs next, and does so: it is still the
+ * policy that decides.
  *
  * Userspace writes down the class of each task that it has decided on, by pid, in
  * memory that both share. Pids that are apart by PILOT_PIDS share a place: one of

@@ -2,8 +2,8 @@
 /*
  * Who waits for too long in a queue in the order of virtual time. Whoever is far from
  * its turn when many others come, or heavier ones, may wait for minutes. The kernel
- * throws a scheduler out with which a task waits for 30 s, and from 7.x on also if one
- * waits for 21 s that reads what RCU keeps.
+ * throws a scheduler out with which a task waits for 30 s, and 7.3 also if one waits
+ * for 21 s that reads what RCU keeps.
  */
 #ifndef __MANYCORE_LATE_BPF_H
 #define __MANYCORE_LATE_BPF_H
