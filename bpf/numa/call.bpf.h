@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Who is called for a task that waits: an idle CPU at home, then of the node, then,
+ * where the wait has become long, of another one.
+ */
+#ifndef __NUMA_CALL_BPF_H
+#define __NUMA_CALL_BPF_H
+
+#include "numa/homes.bpf.h"
+
+/* A CPU of this shard that @p may run on, or -1: the first from number @from on, so that each is asked in turn. */
+static __always_inline s32 some_cpu(const struct task_struct *p, const struct shard *sh, u32 from)
+{
+	u64 cpus;
+	u32 k;
+
+	bpf_for(k, 0, SHARD_WORDS) {
+		if (k >= sh->nr_words)
+			break;
+		cpus = usable_word(p, sh, k);
+		if (cpus)
+			return sh->first_cpu[k & (SHARD_WORDS - 1)] +
+			       ((lowest(turned(cpus, from & 63)) + from) & 63);
+	}
+	return -1;
+}
+
+/* Wake this CPU, which was idle and is claimed, for a task that waits at shard @home. */
+static __always_inline void kick_for(s32 idle, u32 home)
+{
+	struct cpu_ctx *cc = lookup_cpu_ctx(idle);
+
+	if (cc)
+		cc->hint = home + 1;
+	scx_bpf_kick_cpu(idle, SCX_KICK_IDLE);
+	count(NUMA_KICKS);
+}
+
+/*
+ * @p waits at shard @home: wake an idle CPU of its cache or node, if there is one.
+ * This and the next are not static, so that they are verified once.
+ */
+bool kick_near(struct task_struct *p __arg_trusted, u32 home)
+{
+	struct shard *sh = lookup_shard(home);
+	s32 idle = claim_in_shard(p, home, false);
+
+	if (idle < 0 && sh)
+		idle = claim_in_node(p, sh->node, home);
+	if (idle < 0)
+		return false;
+	kick_for(idle, home);
+	return true;
+}
+
+/* The same in other nodes, nearest first. */
+bool kick_remote(struct task_struct *p __arg_trusted, u32 home)
+{
+	struct shard *sh = lookup_shard(home);
+	struct numa_node *n = sh ? lookup_node(sh->node) : NULL;
+	u32 i;
+
+	if (!n || strict)
+		return false;
+	bpf_for(i, 0, NEAR_NODES) {
+		s32 idle;
+
+		if (i >= n->nr_near)
+			break;
+		idle = claim_in_node(p, n->near[i & (NEAR_NODES - 1)], NO_SHARD);
+		if (idle < 0)
+			continue;
+		kick_for(idle, home);
+		count(NUMA_KICKS_REMOTE);
+		return true;
+	}
+	return false;
+}
+
+/* @p waits at shard @home, where the wait has become long if @late: let somebody come who would not do so anyway. */
+static __always_inline void call_for(struct task_struct *p, u32 home, struct shard *sh, u32 kind, bool late)
+{
+	if (kick_near(p, home))
+		return;
+	/* More wait than there are CPUs to serve them soon: that is worth a move. Batch is wide anyway. */
+	if (late || kind == CLASS_BATCH || scx_bpf_dsq_nr_queued(home) >= (s32)sh->nr_cpus)
+		kick_remote(p, home);
+}
+
+#endif /* __NUMA_CALL_BPF_H */
