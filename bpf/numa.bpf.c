@@ -122,7 +122,8 @@ static __always_inline void leave_queue(struct task_struct *p)
 {
 	if (fair_is_queued(p->scx.dsq_vtime)) {
 		p->scx.dsq_vtime &= ~FAIR_QUEUED;
-		count(NUMA_DEQUEUED);
+		if (!was_stuck(p->pid))
+			count(NUMA_DEQUEUED);
 	}
 }
 

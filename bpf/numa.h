@@ -38,6 +38,7 @@ enum numa_event {
 	NUMA_PREEMPTIONS,	/* running tasks interrupted for a woken one */
 	NUMA_PREEMPT_BATCH,	/* of them: batch, for one of the latency class */
 	NUMA_ALARMS,		/* running tasks interrupted by the alarm for one that waited */
+	NUMA_STUCK,		/* dispatched, but another class kept the CPU: enqueued anew */
 	NUMA_HOME_FIRST,	/* homes given: where the task was born, or first had to wait */
 	NUMA_HOME_INHERITED,	/* homes given: that of its process */
 	NUMA_HOME_MEMORY,	/* homes given or changed: where its memory must be */

@@ -16,6 +16,9 @@
  *
  * And that a task which was decided on long ago is next after all: its rank can't be
  * changed once it waits for a CPU, but many may have come since who go before it.
+ *
+ * And that one which was sent to a CPU that a task of a higher class then keeps is to be
+ * decided on anew (lib/stuck.bpf.h).
  */
 #include <scx/common.bpf.h>
 #include "lib/late.bpf.h"
@@ -25,6 +28,13 @@
 char _license[] SEC("license") = "GPL";
 
 const volatile u32 nr_cpu_ids = 1;
+
+#define STATS_NR 1
+#include "lib/stats.bpf.h"
+#define STUCK_FOUND 0
+/* scx_rustland_core has. */
+#define STUCK_QUEUES 1
+#include "lib/stuck.bpf.h"
 
 /* CPUs that are looked at for one that runs batch. */
 #define PROBES		8

@@ -36,6 +36,8 @@
 #include "lib/domains.bpf.h"
 #include "lib/task.bpf.h"
 #include "lib/unserved.bpf.h"
+#define STUCK_FOUND RR_STUCK
+#include "lib/stuck.bpf.h"
 
 char _license[] SEC("license") = "GPL";
 

@@ -28,6 +28,7 @@ enum rr_event {
 	RR_BALANCED,		/* of DISP_NODE and DISP_REMOTE: longer queue */
 	RR_KICKS,		/* idle CPUs woken for a queued task */
 	RR_RECHECKS,		/* CPUs that found work while going idle */
+	RR_STUCK,		/* dispatched, but another class kept the CPU: enqueued anew */
 	RR_NR_EVENTS,
 };
 

@@ -120,7 +120,8 @@ static __always_inline void leave_queue(struct task_struct *p)
 {
 	if (fair_is_queued(p->scx.dsq_vtime)) {
 		p->scx.dsq_vtime &= ~FAIR_QUEUED;
-		count(STEAL_DEQUEUED);
+		if (!was_stuck(p->pid))
+			count(STEAL_DEQUEUED);
 	}
 }
 

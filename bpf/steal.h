@@ -40,6 +40,7 @@ enum steal_event {
 	STEAL_PREEMPTIONS,	/* running tasks interrupted for a woken one */
 	STEAL_PREEMPT_BATCH,	/* of them: batch, for one of the latency class */
 	STEAL_ALARMS,		/* running tasks interrupted by the alarm for one that waited */
+	STEAL_STUCK,		/* dispatched, but another class kept the CPU: enqueued anew */
 	STEAL_NR_EVENTS,
 };
 

@@ -11,9 +11,9 @@
  *
  * What is in a queue of the policy's can be taken by another CPU. What is in a
  * CPU's local queue cannot, and on 6.12 nobody is told if the CPU was idle when
- * the other task came between. So with --partial, where such tasks may spin for
- * ever, a woken task is never put there directly, only by the CPU that is about
- * to run it.
+ * the other task came between (lib/stuck.bpf.h). So with --partial, where such
+ * tasks may spin for ever, a woken task is never put there directly, only by the
+ * CPU that is about to run it.
  */
 #ifndef __MANYCORE_UNSERVED_BPF_H
 #define __MANYCORE_UNSERVED_BPF_H

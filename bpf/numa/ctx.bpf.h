@@ -14,6 +14,8 @@
 #include "lib/room.bpf.h"
 #include "lib/sync.bpf.h"
 #include "lib/unserved.bpf.h"
+#define STUCK_FOUND NUMA_STUCK
+#include "lib/stuck.bpf.h"
 
 /* How long a task has to wait to be taken to another node at a distance of 20, in ns; in proportion to others. */
 const volatile u64 remote_wait_ns = 2000000;

@@ -15,6 +15,8 @@
 #include "lib/pace.bpf.h"
 #include "lib/sync.bpf.h"
 #include "lib/unserved.bpf.h"
+#define STUCK_FOUND STEAL_STUCK
+#include "lib/stuck.bpf.h"
 
 /* How long a task has to wait, for each 10 of distance, to be taken to another node, in ns. */
 const volatile u64 remote_wait_ns = 50000;

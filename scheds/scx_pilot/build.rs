@@ -36,7 +36,7 @@ fn main() -> Result<()> {
     run("pilot", &out.join("pilot"), &out.join("pilot"))?;
     // The builders name files of their folders as inputs, which would be looked for in this one.
     println!("cargo::rerun-if-changed=build.rs");
-    for input in ["pilot.bpf.c", "pilot.h", "lib/late.bpf.h", "lib/task.bpf.h"] {
+    for input in ["pilot.bpf.c", "pilot.h", "lib"] {
         println!("cargo::rerun-if-changed={BPF}/{input}");
     }
     for variable in ["BPF_CLANG", "BPF_CFLAGS", "BPF_BASE_CFLAGS"] {

@@ -17,6 +17,7 @@ mod policy_daemon;
 mod services;
 mod serving;
 pub(crate) mod stats;
+mod stuck;
 mod topo;
 mod use_and_misuse;
 mod verified;
@@ -33,6 +34,8 @@ pub(crate) fn function(name: &str) -> Option<Function> {
         "programs" => machine::programs,
         "page_cache" => machine::page_cache,
         "observe_waste" => observe::waste,
+        "stuck" => stuck::stuck,
+        "cpu_kept" => stuck::cpu_kept,
         "topo" => topo::topo,
         "probe" => topo::probe,
         "policy" => policy::policy,

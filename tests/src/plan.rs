@@ -101,9 +101,6 @@ pub const SCHEDULERS: &[Scheduler] = &[
         ],
         by_daemon: true,
         left_out: &[
-            // For the sake of its BPF side, which is upstream's. Where a task of another policy takes a CPU, those that were
-            // given that CPU wait until it is done, on 6.12 for ever (7.3 passes).
-            "partial",
             // Its default policy doesn't tell classes apart.
             "beside_batch",
             "memory_home",
@@ -228,6 +225,8 @@ pub const CASES: &[Case] = &[
     machine("page_cache", 240),
     // `manycore observe` tells the waste of workloads whose waste is known.
     machine("observe_waste", 400),
+    // Who was sent to a CPU that another class keeps is freed.
+    machine("stuck", 300),
     // `manycore topo` shows what `lscpu -e` and `numactl -H` show.
     machine("topo", 300),
     // `manycore topo --probe` doesn't trust what it measures on emulated CPUs.
@@ -296,6 +295,8 @@ pub const CASES: &[Case] = &[
     sharing("no_idle_cpu", 400),
     // Tasks whose memory is on one node stay at home there, however long CPUs of others run them.
     sharing("memory_home", 400),
+    // A real-time task that keeps a CPU keeps nobody who was sent there.
+    sharing("cpu_kept", 400),
     // Masks hold while they change under load.
     sharing("affinity", 400),
     // Totals grow, add up and are the same whoever asks.

@@ -10,12 +10,14 @@ pub mod cgroup_shares;
 pub mod classes;
 pub mod domains;
 pub mod fair;
+mod helper;
 pub mod lifecycle;
 pub mod logging;
 pub mod options;
 pub mod policy;
 pub mod shards;
 pub mod stats;
+pub mod stuck;
 pub mod topology;
 
 pub use lifecycle::{Daemon, Instance, start};

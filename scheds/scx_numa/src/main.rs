@@ -18,6 +18,7 @@ use control_plane::classes::ClassMap;
 use control_plane::lifecycle::attach_error;
 use control_plane::shards::Shards;
 use control_plane::stats::{Reading, sum};
+use control_plane::stuck::Freer;
 use control_plane::{CommonOpts, Daemon, Instance, Topology, configure_fair};
 use libbpf_rs::{Link, MapHandle, OpenObject, ProgramInput};
 use log::info;
@@ -65,12 +66,14 @@ impl Daemon for Opts {
             Shares::start(&skel.progs.read_loads, &skel.maps.share_calls, map)
         });
         let shares = shares.transpose()?;
+        let freer = Freer::start(&skel.progs.find_stuck)?;
         match scx_ops_attach!(skel, numa_ops) {
             Ok(link) => Ok(Box::new(Scheduler {
                 skel,
                 classes: ClassMap::new(classes),
                 link: Some(link),
                 _shares: shares,
+                _freer: freer,
                 orders: Orders::new(&shards),
             })),
             Err(err) => Err(attach_error(err, &uei_read!(&skel, uei))),
@@ -127,6 +130,7 @@ struct Scheduler<'o> {
     link: Option<Link>,
     /// Kept for its life.
     _shares: Option<Shares>,
+    _freer: Freer,
     orders: Orders,
 }
 

@@ -109,6 +109,11 @@ pub struct Stats {
     )]
     pub alarms: u64,
     #[stat(
+        desc = "tasks that got a CPU which another class then kept, and that were queued anew",
+        _unit = "tasks"
+    )]
+    pub stuck: u64,
+    #[stat(
         desc = "homes given where the task was born, or first had to wait",
         _unit = "tasks"
     )]
@@ -203,6 +208,7 @@ impl Stats {
             preemptions: count(event::numa_event_NUMA_PREEMPTIONS),
             preempt_batch: count(event::numa_event_NUMA_PREEMPT_BATCH),
             alarms: count(event::numa_event_NUMA_ALARMS),
+            stuck: count(event::numa_event_NUMA_STUCK),
             home_first: count(event::numa_event_NUMA_HOME_FIRST),
             home_inherited: count(event::numa_event_NUMA_HOME_INHERITED),
             home_memory: count(event::numa_event_NUMA_HOME_MEMORY),

@@ -1,9 +1,10 @@
-//! Has latency tasks that wake up interrupt batch, and who waits for too long go first: the other end of
-//! `bpf/pilot.bpf.c`.
+//! Has latency tasks that wake up interrupt batch, who waits for too long go first, and who is stuck be decided on anew: the
+//! other end of `bpf/pilot.bpf.c`.
 
 use std::mem::MaybeUninit;
 
 use anyhow::{Context, Result};
+use control_plane::stuck::Freer;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{Link, OpenObject, ProgramInput};
 use scx_pilot::policy::Class;
@@ -25,6 +26,8 @@ pub(crate) struct Hasten<'o> {
     /// If latency tasks interrupt batch.
     wakeups: Option<Link>,
     late_next_ns: u64,
+    /// Kept for its life.
+    _freer: Freer,
 }
 
 impl<'o> Hasten<'o> {
@@ -54,6 +57,7 @@ impl<'o> Hasten<'o> {
         let wakeups = classes.then(|| skel.progs.pilot_woken.attach());
         Ok(Self {
             wakeups: wakeups.transpose().context("attaching to wakeups")?,
+            _freer: Freer::start(&skel.progs.find_stuck)?,
             skel,
             late_next_ns: 0,
         })

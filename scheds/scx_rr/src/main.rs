@@ -13,6 +13,7 @@ use clap::Parser;
 use control_plane::domains::Domains;
 use control_plane::lifecycle::attach_error;
 use control_plane::stats::{Hist, Reading, sum};
+use control_plane::stuck::Freer;
 use control_plane::{CommonOpts, Daemon, Instance, Topology};
 use libbpf_rs::{Link, OpenObject, ProgramInput};
 use log::info;
@@ -56,11 +57,13 @@ impl Daemon for Opts {
         domains
             .fill(&skel.maps.cpus, &skel.maps.domains)
             .context("filling the topology tables")?;
+        let freer = Freer::start(&skel.progs.find_stuck)?;
 
         match scx_ops_attach!(skel, rr_ops) {
             Ok(link) => Ok(Box::new(Scheduler {
                 skel,
                 link: Some(link),
+                _freer: freer,
             })),
             Err(err) => Err(attach_error(err, &uei_read!(&skel, uei))),
         }
@@ -100,6 +103,8 @@ impl Opts {
 struct Scheduler<'o> {
     skel: BpfSkel<'o>,
     link: Option<Link>,
+    /// Kept for its life.
+    _freer: Freer,
 }
 
 impl Instance for Scheduler<'_> {

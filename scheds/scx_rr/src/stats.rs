@@ -67,6 +67,11 @@ pub struct Stats {
     )]
     pub rechecks: u64,
     #[stat(
+        desc = "tasks that got a CPU which another class then kept, and that were queued anew",
+        _unit = "tasks"
+    )]
+    pub stuck: u64,
+    #[stat(
         desc = "tasks waiting in the queues of domains now",
         _unit = "tasks",
         _gauge
@@ -119,6 +124,7 @@ impl Stats {
             balanced: count(event::rr_event_RR_BALANCED),
             kicks: count(event::rr_event_RR_KICKS),
             rechecks: count(event::rr_event_RR_RECHECKS),
+            stuck: count(event::rr_event_RR_STUCK),
             queued_shared: gauge(0),
             queued_pinned: gauge(1),
             classed_cgroups: reading.classed_cgroups,

@@ -127,6 +127,11 @@ pub struct Stats {
         _unit = "tasks"
     )]
     pub alarms: u64,
+    #[stat(
+        desc = "tasks that got a CPU which another class then kept, and that were queued anew",
+        _unit = "tasks"
+    )]
+    pub stuck: u64,
     #[stat(desc = "tasks waiting in all queues now", _unit = "tasks", _gauge)]
     pub queued_now: u64,
     #[stat(
@@ -170,6 +175,7 @@ impl Stats {
             preemptions: count(event::steal_event_STEAL_PREEMPTIONS),
             preempt_batch: count(event::steal_event_STEAL_PREEMPT_BATCH),
             alarms: count(event::steal_event_STEAL_ALARMS),
+            stuck: count(event::steal_event_STEAL_STUCK),
             queued_now: reading.gauges.first().copied().unwrap_or(0),
             classed_cgroups: reading.classed_cgroups,
         }

@@ -9,7 +9,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
-use scx_utils::{UserExitInfo, scx_ops_attach, scx_ops_load, scx_ops_open, uei_exited, uei_report};
+use control_plane::stuck::Freer;
+use scx_utils::{
+    NR_CPU_IDS, UserExitInfo, scx_ops_attach, scx_ops_load, scx_ops_open, uei_exited, uei_report,
+};
 
 use bpf_skel::BpfSkelBuilder;
 
@@ -24,6 +27,8 @@ enum Fault {
     Lost,
     /// Send those that may not run on the CPU there all the same
     Mask,
+    /// Send each to the CPU once, whatever runs there
+    Strand,
 }
 
 /// Schedule all tasks of one command wrongly. For tests only.
@@ -40,6 +45,10 @@ struct Opts {
     /// For how long a task may wait before the kernel steps in
     #[arg(long)]
     timeout_ms: Option<u32>,
+
+    /// Free those that are stuck in the local queue of a CPU, as the real daemons do
+    #[arg(long)]
+    free: bool,
 
     /// Command name of the tasks
     #[arg(long, default_value = "spin", value_parser = comm)]
@@ -76,6 +85,7 @@ fn main() -> Result<()> {
     ro.fault = opts.fault as u32;
     ro.slice_ns = opts.slice_ms * 1_000_000;
     ro.held_cpu = opts.cpu;
+    ro.nr_cpu_ids = *NR_CPU_IDS as u32;
     for (to, from) in ro.held_comm.iter_mut().zip(opts.hold.bytes()) {
         *to = from as _;
     }
@@ -83,6 +93,8 @@ fn main() -> Result<()> {
         skel.struct_ops.broken_ops_mut().timeout_ms = ms;
     }
     let mut skel = scx_ops_load!(skel, broken_ops, uei)?;
+    let freer = opts.free.then(|| Freer::start(&skel.progs.find_stuck));
+    let _freer = freer.transpose()?;
     let link = scx_ops_attach!(skel, broken_ops)?;
     while !stop.load(Ordering::Relaxed) && !uei_exited!(&skel, uei) {
         std::thread::sleep(Duration::from_millis(50));

@@ -12,13 +12,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// The name of the tasks that the broken schedulers treat wrongly.
-const HELD: &str = "held";
+pub(super) const HELD: &str = "held";
 /// For what is not looked for.
 const NEVER_MS: u64 = 1_000_000;
 const TURN: Duration = Duration::from_secs(60);
 
 /// Spinning threads of that name.
-fn held(threads: usize, by: &[&str]) -> Result<Procs> {
+pub(super) fn held(threads: usize, by: &[&str]) -> Result<Procs> {
     let path = PathBuf::from(format!("/tmp/{HELD}"));
     let _ = std::fs::remove_file(&path);
     std::os::unix::fs::symlink(beside("spin")?, &path).context("naming a program")?;

@@ -1,5 +1,7 @@
 //! What a user asks for, rightly or wrongly.
 
+use super::stats;
+use super::stuck::freed;
 use crate::Setting;
 use crate::cpus::{Cpus, online};
 use crate::daemon::{Daemon, State, check_refusal, printed, run, switches_all};
@@ -104,7 +106,7 @@ pub(crate) fn partial(setting: &Setting) -> Result<String> {
     for &cpu in &taken {
         others.add(Load::start_on(1, Work::Spin, Some(&Cpus::from([cpu])))?);
     }
-    let its_own = Load::start(2 * cpus.len(), Work::Spin)?;
+    let mut its_own = Load::start(2 * cpus.len(), Work::Spin)?;
     for worker in &its_own.workers {
         set_policy(worker.tid.as_raw_nonzero().get(), SCHED_EXT, 0)?;
         ensure!(
@@ -128,13 +130,18 @@ pub(crate) fn partial(setting: &Setting) -> Result<String> {
         "a task that went back to the normal policy is still scheduled by it"
     );
     its_own.check_progress(TURN)?;
+    // Who was stuck on a CPU that was lost in that moment has been counted as often as others.
+    let tasks = its_own.workers.len();
+    its_own.workers.truncate(2);
+    drop(others);
+    let freed = freed()?.map_or(String::new(), |tasks| format!(", {tasks} freed there"));
+    let counted = stats::on_quiet_machine()?;
     daemon.stop()?;
     // Without a scheduler, SCHED_EXT is as good as the normal policy.
     its_own.check_progress(TURN)?;
     Ok(format!(
-        "{} tasks its own, {} CPUs lost to others",
-        its_own.workers.len(),
-        taken.len()
+        "{tasks} tasks its own, {} CPUs lost to others{freed}; {counted}",
+        taken.len(),
     ))
 }
 

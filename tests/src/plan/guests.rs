@@ -159,11 +159,7 @@ pub(super) const OWN_GUESTS: &[&str] = &[
     "reload",
 ];
 const EVERYTHING: Pick = Pick::AllBut(&[]);
-/// On 6.12, a scheduler may be asked for a task for a CPU that the kernel then gives to one of another class. The task
-/// that it sent there waits until that one sleeps, here for ever: seen with scx_steal, once in some ten runs beside
-/// other guests. On 7.3 it was not.
-///
-/// The variants and `topology_file` are each a load or two more of what is loaded all the time here, `page_cache` is about
+/// The variants, `partial` and `topology_file` are each a load or two more of what is loaded all the time here, `page_cache` is about
 /// the emulator, and while the kernel marks memory for `numa_balancing`, a daemon takes long to start there.
 const NOT_QUICK: &[&str] = &[
     "partial",
@@ -171,6 +167,7 @@ const NOT_QUICK: &[&str] = &[
     "topology_file",
     "page_cache",
     "numa_balancing",
+    "cpu_kept",
 ];
 const TWO_CPUS: Pick = Pick::Only(&["topology", "topo", "loads"]);
 /// On two CPUs it is much as on eight.
@@ -199,6 +196,7 @@ const UNKNOWN_CPU: Pick = Pick::Only(&["unknown_cpu"]);
 const MANY_CPUS: Pick = Pick::Only(&["topology", "topo", "loads", "no_idle_cpu"]);
 /// What doesn't depend on the kernel, or is much like another case, is left out.
 const SECOND_KERNEL: Pick = Pick::AllBut(&[
+    "cpu_kept",
     "page_cache",
     "numa_balancing",
     "help",

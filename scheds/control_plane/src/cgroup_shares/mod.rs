@@ -7,9 +7,7 @@ mod tree;
 
 use std::io::Read;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -21,6 +19,7 @@ use log::{debug, warn};
 use rustix::process::setpriority_process;
 
 use crate::cgroup_shares_intf::MAX_SHARES;
+use crate::helper::Helper;
 use follower::{EVERY, Follower, Pause};
 
 const ROOT: &str = "/sys/fs/cgroup";
@@ -51,10 +50,7 @@ impl ShareOpts {
 
 /// Keeps the map of shares of a loaded scheduler, in a thread of its own.
 #[derive(Debug)]
-pub struct Shares {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
+pub struct Shares(#[expect(dead_code, reason = "kept for its life")] Helper);
 
 impl Shares {
     /// With what the scheduler's object has of `bpf/lib/cgroup_shares.bpf.h`: the iterator that tells which tasks run or
@@ -81,34 +77,17 @@ impl Shares {
             map,
             follower: Follower::below(Path::new(ROOT)),
         };
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let thread = std::thread::Builder::new()
-            .name("shares".to_owned())
-            .spawn(move || {
-                // Or it would wait its turn among those whose shares are wrong.
-                if let Err(err) = setpriority_process(None, NICE) {
-                    debug!("shares are worked out at the nice level of others: {err}");
-                }
-                if let Err(err) = keeper.run(&stopped) {
-                    warn!("shares of cgroups stay as they are: {err:#}");
-                }
-            })
-            .context("starting a thread for the shares of cgroups")?;
-        Ok(Self {
-            stop,
-            thread: Some(thread),
+        Helper::start("shares", move |stop| {
+            // Or it would wait its turn among those whose shares are wrong.
+            if let Err(err) = setpriority_process(None, NICE) {
+                debug!("shares are worked out at the nice level of others: {err}");
+            }
+            if let Err(err) = keeper.run(stop) {
+                warn!("shares of cgroups stay as they are: {err:#}");
+            }
         })
-    }
-}
-
-impl Drop for Shares {
-    /// Takes a tenth of a second at most.
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        .map(Self)
+        .context("starting a thread for the shares of cgroups")
     }
 }
 

@@ -9,8 +9,17 @@
  *	wait	one of them runs every delay_ns only, though nothing keeps CPUs from running them
  *	lost	they are put into a queue that no CPU ever looks at
  *	mask	those that may not run on held_cpu are sent there all the same
+ *	strand	each is put into the local queue of held_cpu once, whatever runs there
  */
 #include <scx/common.bpf.h>
+
+#define STATS_NR 1
+#include "lib/stats.bpf.h"
+
+const volatile u32 nr_cpu_ids = 1;
+
+#define STUCK_FOUND 0
+#include "lib/stuck.bpf.h"
 
 char _license[] SEC("license") = "GPL";
 
@@ -26,7 +35,7 @@ const volatile s32 held_cpu = 0;
 const volatile u64 slice_ns = 5000000;
 const volatile u64 delay_ns = 3000000000ULL;
 
-enum broken_fault { FAULT_HOLD, FAULT_WAIT, FAULT_LOST, FAULT_MASK };
+enum broken_fault { FAULT_HOLD, FAULT_WAIT, FAULT_LOST, FAULT_MASK, FAULT_STRAND };
 
 const volatile u32 fault = FAULT_HOLD;
 
@@ -70,6 +79,15 @@ void BPF_STRUCT_OPS(broken_enqueue, struct task_struct *p, u64 enq_flags)
 	if (is_held(p)) {
 		if (fault == FAULT_MASK) {
 			scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL_ON | held_cpu, slice_ns, enq_flags);
+			return;
+		}
+		if (fault == FAULT_STRAND) {
+			/* No queue here is in the order of that. */
+			bool strand = !p->scx.dsq_vtime;
+
+			p->scx.dsq_vtime = 1;
+			scx_bpf_dsq_insert(p, strand ? SCX_DSQ_LOCAL_ON | held_cpu : SHARED_DSQ, slice_ns,
+					   enq_flags);
 			return;
 		}
 		if (fault == FAULT_WAIT && scx_bpf_dsq_nr_queued(HELD_DSQ) <= 0)

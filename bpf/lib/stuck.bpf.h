@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Who is stuck in the local queue of a CPU.
+ *
+ * A CPU asks for a task, or is sent one as it idles; and before it runs that one, a
+ * task of a higher class comes: a real-time one or, with --partial, a normal one. The
+ * kernel says so (cpu_release) only if one of ours ran there before, and nobody but
+ * that CPU takes a task out of its local queue. If the other never sleeps, ours waits
+ * until the watchdog ends the scheduler.
+ *
+ * So a thread of the daemon's, a real-time one itself, looks ten times a second, and has
+ * the kernel enqueue such a task anew (scheds/control_plane/src/stuck.rs).
+ */
+#ifndef __MANYCORE_STUCK_BPF_H
+#define __MANYCORE_STUCK_BPF_H
+
+/* So many are found in one look; others in the next. */
+#define STUCK_MOST	16
+/* So many of a queue are looked at: who may run nowhere else stays there. */
+#define STUCK_DEEP	4
+
+/* The policy has queues with the ids of CPUs, which these alone serve. */
+#ifndef STUCK_QUEUES
+#define STUCK_QUEUES	0
+#endif
+
+/* What the last look found. */
+static s32 stuck_tids[STUCK_MOST];
+static u32 nr_stuck;
+/* When that was, in jiffies. */
+static u64 stuck_looked_at;
+
+/* Has @p waited since before @since, but may run elsewhere? */
+static __always_inline bool is_stuck(struct task_struct *p, u64 since)
+{
+	return BPF_CORE_READ(p, nr_cpus_allowed) > 1 &&
+	       time_before(BPF_CORE_READ(p, scx.runnable_at), since);
+}
+
+/* Who is, in the policy's queue @dsq? Or 0. Not static, so that it is verified once. */
+s32 stuck_in(u64 dsq, u64 since)
+{
+	struct bpf_iter_scx_dsq it;
+	struct task_struct *p;
+	s32 found = 0;
+	u32 i;
+
+	if (!bpf_iter_scx_dsq_new(&it, dsq, 0)) {
+		bpf_for(i, 0, STUCK_DEEP) {
+			p = bpf_iter_scx_dsq_next(&it);
+			if (!p)
+				break;
+			if (is_stuck(p, since)) {
+				found = p->pid;
+				break;
+			}
+		}
+	}
+	bpf_iter_scx_dsq_destroy(&it);
+	return found;
+}
+
+/*
+ * Who is, in the local queue of @cpu, where a task of a higher class runs, or in the
+ * policy's queue of that name, if nobody else serves it? Or 0. Not static, so that it is
+ * verified once.
+ */
+s32 stuck_on(u32 cpu, u64 since)
+{
+	struct rq *rq = bpf_per_cpu_ptr(&runqueues, cpu);
+	struct task_struct *p;
+	struct list_head *entry;
+	u32 i, queued;
+
+	if (!rq)
+		return 0;
+	p = BPF_CORE_READ(rq, curr);
+	/* Idle, or one of ours: the next in the queue will run. */
+	if (!BPF_CORE_READ(p, pid) || BPF_CORE_READ(p, scx.flags) & SCX_TASK_QUEUED)
+		return 0;
+	queued = BPF_CORE_READ(rq, scx.local_dsq.nr);
+	entry = BPF_CORE_READ(rq, scx.local_dsq.list.next);
+	bpf_for(i, 0, STUCK_DEEP) {
+		if (i >= queued)
+			break;
+		p = (void *)entry - bpf_core_field_offset(struct task_struct, scx.dsq_list.node);
+		if (is_stuck(p, since))
+			return BPF_CORE_READ(p, pid);
+		entry = BPF_CORE_READ(entry, next);
+	}
+	return STUCK_QUEUES ? stuck_in(cpu, since) : 0;
+}
+
+/*
+ * Tells the daemon their ids. (An iterator is what a thread can read that knows nothing
+ * else of the scheduler. What it goes over doesn't matter: the work is done at the first
+ * element.) No lock is taken, so one may be gone by then.
+ */
+SEC("iter/bpf_map")
+int find_stuck(struct bpf_iter__bpf_map *ctx)
+{
+	u64 since = stuck_looked_at;
+	u32 cpu, found;
+	s32 tid;
+
+	if (ctx->meta->seq_num)
+		return 0;
+	nr_stuck = 0;
+	bpf_for(cpu, 0, nr_cpu_ids) {
+		/* Not a variable, or the verifier would follow each of its values. */
+		found = nr_stuck;
+		if (!since || found >= STUCK_MOST)
+			break;
+		tid = stuck_on(cpu, since);
+		if (!tid)
+			continue;
+		stuck_tids[found] = tid;
+		nr_stuck = found + 1;
+		count(STUCK_FOUND);
+		bpf_seq_write(ctx->meta->seq, &tid, sizeof(tid));
+	}
+	stuck_looked_at = bpf_jiffies64();
+	return 0;
+}
+
+/* Is it as it was stuck that this task left a queue? Then it was a local one, and it had been dispatched. */
+bool was_stuck(s32 tid)
+{
+	u32 i;
+
+	for (i = 0; i < STUCK_MOST; i++)
+		if (i < nr_stuck && stuck_tids[i] == tid)
+			return true;
+	return false;
+}
+
+#endif /* __MANYCORE_STUCK_BPF_H */
