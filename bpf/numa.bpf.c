@@ -53,6 +53,12 @@ static __always_inline u64 clock_of(const struct task_struct *p, const struct qu
 	return other ? other->clock : q->clock;
 }
 
+/* Does anybody wait for @cpu, of shard @sh, that it may run? */
+static __always_inline bool work_waits_for(const struct shard *sh, s32 cpu)
+{
+	return is_shard_queued(sh) || scx_bpf_dsq_nr_queued(PINNED_DSQ(cpu)) > 0;
+}
+
 /* ---- wakeup ------------------------------------------------------------ */
 
 s32 BPF_STRUCT_OPS(numa_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake_flags)
@@ -79,9 +85,14 @@ s32 BPF_STRUCT_OPS(numa_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wak
 		waker = lookup_cpu_ctx(cpu);
 		seat = lookup_seat(cpu);
 		sh = seat ? lookup_shard(seat->shard) : NULL;
-		if (waker && sh && sh->node == tc->node && sync_may_stay(&waker->sync, p, cpu)) {
-			count(NUMA_WAKE_SYNC);
-			goto direct;
+		if (waker && sh) {
+			if (sync_is_long(&waker->sync) && !work_waits_for(sh, cpu))
+				sync_asks(&waker->sync);
+			if (sh->node == tc->node && !sync_is_long(&waker->sync) &&
+			    sync_may_stay(&waker->sync, p, cpu)) {
+				count(NUMA_WAKE_SYNC);
+				goto direct;
+			}
 		}
 	}
 	cpu = wake_flags & SCX_WAKE_FORK ? claim_new_home(p, tc) : -EBUSY;
@@ -181,10 +192,14 @@ void BPF_STRUCT_OPS(numa_enqueue, struct task_struct *p, u64 enq_flags)
 	/*
 	 * One that slept and owes nothing starts level with the queue. If nobody
 	 * else can serve it, it starts level with who runs here: that one may be
-	 * behind the queue by a slice, and would keep it waiting for as long.
+	 * behind the queue by a slice, and would keep it waiting for as long. But
+	 * not before its own turn, as one that just ran might.
 	 */
-	if (pinned && enq_flags & SCX_ENQ_WAKEUP && vtime == clock && time_before(cc->run.vtime, clock))
-		vtime = cc->run.vtime;
+	if (pinned && enq_flags & SCX_ENQ_WAKEUP && vtime == clock && time_before(cc->run.vtime, clock)) {
+		vtime = clock + fair_lag(p, clock_of(p, q, home));
+		if (time_before(vtime, cc->run.vtime))
+			vtime = cc->run.vtime;
+	}
 	vtime = fair_marked(vtime - class_head(kind), home, FAIR_QUEUED);
 	p->scx.dsq_vtime = vtime;
 
@@ -250,13 +265,13 @@ static __always_inline bool replace(s32 cpu, struct task_struct *prev, struct cp
 
 	if (!first_vtime(seat->shard, &first))
 		first = mine + 1;
+	if (scx_bpf_dsq_nr_queued(PINNED_DSQ(cpu)) > 0 &&
+	    first_vtime(PINNED_DSQ(cpu), &other) && time_before(other, first))
+		first = other;
 	/* Time goes on for those who join while it runs. */
 	floor = time_before(first, mine) ? first : mine;
 	if (q && time_before(q->clock, floor))
 		q->clock = floor;
-	if (scx_bpf_dsq_nr_queued(PINNED_DSQ(cpu)) > 0 &&
-	    first_vtime(PINNED_DSQ(cpu), &other) && time_before(other, first))
-		first = other;
 	if (time_after(prev->se.exec_start, cc->balance_at) && !class_is_urgent(first, mine)) {
 		cc->balance_at = prev->se.exec_start + slice_ns / 2;
 		if (balance(cc, seat)) {
@@ -299,6 +314,7 @@ void BPF_STRUCT_OPS(numa_dispatch, s32 cpu, struct task_struct *prev)
 
 	if (!cc || !seat)
 		return;
+	sync_asks(&cc->sync);
 	if (late_is_due(&cc->late, &cc->run, prev, &now))
 		look_for_late(cc, cpu, seat->shard, now);
 	if (prev && (prev->scx.flags & SCX_TASK_QUEUED)) {
@@ -365,6 +381,21 @@ void BPF_STRUCT_OPS(numa_running, struct task_struct *p)
 		press_next(&cc->run, cpu);
 }
 
+/* @p goes to sleep while others wait: time goes on for those who join. */
+static __always_inline void pass(u32 shard, s32 cpu, const struct task_struct *p)
+{
+	struct queue_ctx *q = lookup_queue(shard);
+	u64 vtime = p->scx.dsq_vtime, first = vtime;
+
+	if (!q || !fair_moves(q->clock, vtime) || !first_waiting(cpu, &first))
+		return;
+	if (time_after(first, vtime))
+		first = vtime;
+	/* Shared by the cache's CPUs. Of two that do it at once, one may not count. */
+	if (time_before(q->clock, first))
+		q->clock = first;
+}
+
 void BPF_STRUCT_OPS(numa_stopping, struct task_struct *p, bool runnable)
 {
 	s32 cpu = task_cpu(p);
@@ -376,7 +407,9 @@ void BPF_STRUCT_OPS(numa_stopping, struct task_struct *p, bool runnable)
 	if (!cc || !sh)
 		return;
 	used = p->se.exec_start - cc->run.at;
-	p->scx.dsq_vtime = fair_leave(p, cc->run.weight, used);
+	p->scx.dsq_vtime = fair_leave(p, cc->run.weight, used, &cc->run.rest);
+	if (!runnable)
+		pass(seat->shard, cpu, p);
 	account_home(p, sh, seat->shard, used);
 	sync_stop(&cc->sync, p, !runnable, used);
 }
@@ -461,7 +494,14 @@ s32 BPF_STRUCT_OPS(numa_init_task, struct task_struct *p, struct scx_init_task_a
 
 void BPF_STRUCT_OPS(numa_enable, struct task_struct *p)
 {
-	p->scx.dsq_vtime = 0;
+	s32 cpu = bpf_get_smp_processor_id();
+	struct cpu_ctx *cc = lookup_cpu_ctx(cpu);
+	struct seat *seat = lookup_seat(cpu);
+	struct queue_ctx *q = seat ? lookup_queue(seat->shard) : NULL;
+	struct shard *sh = seat ? lookup_shard(seat->shard) : NULL;
+
+	p->scx.dsq_vtime = cc && q && sh && work_waits_for(sh, cpu) ?
+		fair_enable(p, &cc->run, q->clock, seat->shard) : 0;
 }
 
 /* It goes to another class, or the scheduler ends. */

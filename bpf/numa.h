@@ -8,7 +8,8 @@
  *	ENQ_HOME + ENQ_PINNED == DISP_OWN + DISP_PINNED + DISP_NODE
  *				 + DISP_REMOTE + DEQUEUED + what is queued
  *
- * What never enters a queue (WAKE_*, TRANSIT, KEPT) stands on neither side.
+ * What never enters a queue (WAKE_*, unless --partial; TRANSIT, KEPT) stands on neither
+ * side.
  */
 #ifndef __NUMA_H
 #define __NUMA_H

@@ -81,9 +81,13 @@ s32 BPF_STRUCT_OPS(steal_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wa
 	if (wake_flags & SCX_WAKE_SYNC) {
 		cpu = bpf_get_smp_processor_id();
 		waker = lookup_cpu_ctx(cpu);
-		if (waker && sync_may_stay(&waker->sync, p, cpu)) {
-			count(STEAL_WAKE_SYNC);
-			goto direct;
+		if (waker) {
+			if (!waker->filled)
+				sync_asks(&waker->sync);
+			if (!sync_is_long(&waker->sync) && sync_may_stay(&waker->sync, p, cpu)) {
+				count(STEAL_WAKE_SYNC);
+				goto direct;
+			}
 		}
 	}
 	cpu = nr_nodes > 1 ? claim_home(p, prev_cpu, wake_flags & SCX_WAKE_FORK) : -EBUSY;
@@ -102,7 +106,7 @@ s32 BPF_STRUCT_OPS(steal_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wa
 			return cpu;
 	}
 	if (cpu < 0)
-		cpu = claim_far(p, prev_cpu);
+		cpu = claim_far(p, prev_cpu, true);
 	if (cpu < 0) {
 		if (waker)
 			sync_mark(&waker->sync, p);
@@ -187,8 +191,12 @@ void BPF_STRUCT_OPS(steal_enqueue, struct task_struct *p, u64 enq_flags)
 		if (!is_marked_queued(seat))
 			cc->queued_at = now;
 		mark_queued(seat);
-		/* For one that wakes up, select_cpu has looked for an idle CPU. */
-		if (!(enq_flags & SCX_ENQ_WAKEUP) || woke_in_place(enq_flags))
+		/*
+		 * For one that wakes up, select_cpu has looked for an idle CPU. One that
+		 * went idle since has not seen the mark.
+		 */
+		if (!(enq_flags & SCX_ENQ_WAKEUP) || woke_in_place(enq_flags) ||
+		    (!partial && anybody_idles(seat)))
 			kick_idle_for(p, cpu);
 	}
 	press(&cc->run, cpu, vtime, hurry_of(kind, enq_flags & SCX_ENQ_WAKEUP, pinned), now);
@@ -246,6 +254,7 @@ void BPF_STRUCT_OPS(steal_dispatch, s32 cpu, struct task_struct *prev)
 
 	if (!cc || !seat)
 		return;
+	sync_asks(&cc->sync);
 	if (cc->filled && late_is_due(&cc->late, &cc->run, prev, &now))
 		late_looked(&cc->late, now, late_catches_up(&cc->late, cpu, cc->clock));
 	if (prev && (prev->scx.flags & SCX_TASK_QUEUED)) {
@@ -295,7 +304,8 @@ void BPF_STRUCT_OPS(steal_running, struct task_struct *p)
 	from = cc->clock;
 	if (fair_frame(vtime) != cpu) {
 		from = clock_it_left(cc, vtime);
-		if (vtime && nr_nodes > 1)
+		/* One that is new has left nothing there. */
+		if (vtime && nr_nodes > 1 && (p->se.sum_exec_runtime || fair_is_queued(vtime)))
 			note_trip(p, cpu, fair_frame(vtime));
 	}
 	vtime = fair_marked(fair_join(p, cc->clock, from, !fair_is_queued(vtime)), cpu, 0);
@@ -311,6 +321,18 @@ void BPF_STRUCT_OPS(steal_running, struct task_struct *p)
 		press_next(&cc->run, cpu);
 }
 
+/* @p goes to sleep while others wait: time goes on for those who join. */
+static __always_inline void pass(struct cpu_ctx *cc, s32 cpu, const struct task_struct *p)
+{
+	u64 vtime = p->scx.dsq_vtime, first = vtime;
+
+	if (!fair_moves(cc->clock, vtime))
+		return;
+	first_vtime(cpu, &first);
+	pace_note(&cc->pace, cc->clock, p->se.exec_start);
+	cc->clock = fair_clock(cc->clock, time_before(first, vtime) ? first : vtime);
+}
+
 void BPF_STRUCT_OPS(steal_stopping, struct task_struct *p, bool runnable)
 {
 	struct cpu_ctx *cc = lookup_cpu_ctx(task_cpu(p));
@@ -319,7 +341,9 @@ void BPF_STRUCT_OPS(steal_stopping, struct task_struct *p, bool runnable)
 	if (!cc)
 		return;
 	used = p->se.exec_start - cc->run.at;
-	p->scx.dsq_vtime = fair_leave(p, cc->run.weight, used);
+	p->scx.dsq_vtime = fair_leave(p, cc->run.weight, used, &cc->run.rest);
+	if (!runnable && cc->filled)
+		pass(cc, task_cpu(p), p);
 	sync_stop(&cc->sync, p, !runnable, used);
 }
 
@@ -366,7 +390,10 @@ void BPF_STRUCT_OPS(steal_cpu_release, s32 cpu, struct scx_cpu_release_args *arg
 
 void BPF_STRUCT_OPS(steal_enable, struct task_struct *p)
 {
-	p->scx.dsq_vtime = 0;
+	s32 cpu = bpf_get_smp_processor_id();
+	struct cpu_ctx *cc = lookup_cpu_ctx(cpu);
+
+	p->scx.dsq_vtime = cc && cc->filled ? fair_enable(p, &cc->run, cc->clock, cpu) : 0;
 }
 
 /* It goes to another class, or the scheduler ends. */

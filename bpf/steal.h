@@ -7,7 +7,8 @@
  *	ENQ_FREE + ENQ_PINNED == DISP_OWN + DISP_SMT + DISP_LLC + DISP_NODE
  *				 + DISP_REMOTE + DEQUEUED + what is queued
  *
- * What never enters a queue (WAKE_*, TRANSIT, KEPT) stands on neither side.
+ * What never enters a queue (WAKE_*, unless --partial; TRANSIT, KEPT) stands on neither
+ * side.
  */
 #ifndef __STEAL_H
 #define __STEAL_H

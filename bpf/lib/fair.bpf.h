@@ -11,6 +11,9 @@
  * there, as far as it was seen; it never goes back. Whoever was first in the
  * queue, or finds it empty, moves it on, and so does one that runs on and on with
  * nobody before it; one that overtakes the queue, coming from elsewhere, doesn't.
+ * Who goes to sleep moves it on as well, up to who waits first, and a new task is as
+ * far ahead as the one that started it: or tasks could come and go for ever, each at
+ * the clock, before one that waits just behind it.
  * Clocks of different queues run at different speeds, so what a task takes from
  * one to another is its *lag*: how far it is ahead of (positive) or behind
  * (negative) the clock that its virtual runtime was made with.
@@ -25,7 +28,7 @@
  *				bit 12		waits in a queue of the policy's
  *				bits 11..0	whose clock it was made with
  *
- * or 0: the task is new, and neither ahead nor behind.
+ * or 0: the task is new here, and neither ahead nor behind.
  */
 #ifndef __MANYCORE_FAIR_BPF_H
 #define __MANYCORE_FAIR_BPF_H
@@ -35,6 +38,8 @@
 #define FAIR_WEIGHT	(100 * SHARE_ONE) /* of nice 0, in units of shared_weight() */
 #define FAIR_RUN_MAX	(1ULL << 44)	/* ns, five hours; times FAIR_WEIGHT is still a number */
 #define FAIR_LAG_MAX	(1LL << 30)	/* ns, about a second; beyond, a clock was lost */
+
+#define FAIR_SOME	(1ULL << 15)	/* ns; a clock is not moved for less when one goes to sleep */
 
 #define FAIR_EPOCH	(1ULL << 60)	/* where clocks start */
 #define FAIR_FRAME	0xfffULL	/* whose clock: 4096 CPUs or shards */
@@ -99,18 +104,28 @@ static __always_inline u64 fair_join(const struct task_struct *p, u64 clock, u64
 	return slept && lag < 0 ? clock : clock + lag;
 }
 
+/* Is one that goes to sleep, with virtual runtime @vtime, so far ahead of this clock that it should move? */
+static __always_inline bool fair_moves(u64 clock, u64 vtime)
+{
+	return time_after(vtime, clock + FAIR_SOME);
+}
+
 /* @p, of virtual runtime @vtime, starts to run from a queue with this clock. */
 static __always_inline u64 fair_clock(u64 clock, u64 vtime)
 {
 	return time_before(clock, vtime) ? vtime : clock;
 }
 
-/* @p of this weight stops after @used ns. */
-static __always_inline u64 fair_leave(const struct task_struct *p, u64 weight, u64 used)
+/*
+ * @p of this weight stops after @used ns. What is no whole step stays in @rest, for
+ * whoever stops there next: who passes messages runs for less than a step each time.
+ */
+static __always_inline u64 fair_leave(const struct task_struct *p, u64 weight, u64 used, u64 *rest)
 {
-	u64 vtime = p->scx.dsq_vtime;
+	u64 more = virtual_ns(weight, used) + *rest;
 
-	return (vtime & FAIR_FRAME) | ((vtime + virtual_ns(weight, used)) & ~FAIR_MARKS);
+	*rest = more & FAIR_MARKS;
+	return (p->scx.dsq_vtime & ~FAIR_QUEUED) + (more & ~FAIR_MARKS);
 }
 
 #endif /* __MANYCORE_FAIR_BPF_H */

@@ -23,6 +23,7 @@ struct run_ctx {
 	u32 kind;		/* its class */
 	u32 hurry;		/* of one that waits for its patience to end, enum hurry; others write it, too */
 	u64 skew;		/* scx_bpf_now() less the time of p->se.exec_start */
+	u64 rest;		/* what runs here left in fair_leave() */
 	struct last_share share;
 };
 
@@ -47,6 +48,30 @@ static __always_inline u64 run_vtime_now(const struct run_ctx *run, const struct
 	return run->vtime + virtual_ns(run->weight, p->se.exec_start - run->at);
 }
 
+/* How long the running task has run, in ns, as far as that is known. */
+static __always_inline s64 run_so_far(const struct run_ctx *run, u64 now)
+{
+	return now - run->skew - run->at;
+}
+
+/*
+ * @p comes to the policy, maybe as a new task, while others wait here. Then it is as
+ * far ahead as the one that runs here, of @run, and starts it. (Where nobody waits, that
+ * one is ahead of nobody.) The clock is @clock, and whose that is @frame.
+ */
+static __always_inline u64 fair_enable(const struct task_struct *p, const struct run_ctx *run,
+				       u64 clock, u32 frame)
+{
+	struct task_struct *parent = bpf_get_current_task_btf();
+	s64 ran = run_so_far(run, scx_bpf_now());
+	u64 vtime;
+
+	if (p->se.sum_exec_runtime || !(parent->scx.flags & SCX_TASK_QUEUED))
+		return 0;
+	vtime = run->vtime + virtual_ns(run->weight, ran > 0 ? ran : 0);
+	return fair_marked(time_before(vtime, clock) ? clock : vtime, frame, 0);
+}
+
 /*
  * For how long the running task may go on, in ns, before one of virtual runtime
  * @vtime interrupts it; 0 or less: now. It may run for @least, since tasks that
@@ -55,14 +80,13 @@ static __always_inline u64 run_vtime_now(const struct run_ctx *run, const struct
  */
 static __always_inline s64 patience(const struct run_ctx *run, u64 vtime, u64 least, u64 now)
 {
-	s64 ran = now - run->skew - run->at;
 	s64 ahead = vtime - run->vtime;
 
 	if (ahead > FAIR_LAG_MAX)
 		ahead = FAIR_LAG_MAX;
 	if (ahead > 0 && run->weight != FAIR_WEIGHT)
 		ahead = (u64)ahead * run->weight / FAIR_WEIGHT;
-	return (ahead > (s64)least ? ahead : (s64)least) - ran;
+	return (ahead > (s64)least ? ahead : (s64)least) - run_so_far(run, now);
 }
 
 /* The virtual runtime of the first in this queue. False if it is empty. */

@@ -162,6 +162,16 @@ static __always_inline void mark_idle(struct seat *seat)
 		set_bits(&nw->idle, 1ULL << (sh->index & 63));
 }
 
+/* Is any CPU of this seat's shard idle, or perhaps one of its node? */
+static __always_inline bool anybody_idles(struct seat *seat)
+{
+	struct shard_words *w = words_of_shard(seat->shard);
+	struct shard *sh = lookup_shard(seat->shard);
+	struct node_words *nw = sh ? words_of_node(sh->node) : NULL;
+
+	return (w && any_bit(w->idle)) || (nw && PEEK(nw->idle) & ~(1ULL << (sh->index & 63)));
+}
+
 /* Mark @cpu busy. */
 static __always_inline void mark_busy(struct seat *seat)
 {
@@ -322,7 +332,9 @@ s32 claim_in_shard(struct task_struct *p __arg_trusted, u32 id, bool core_only)
 			if (!anywhere) {
 				u64 allowed = allowed_word(p, first);
 
-				pick = pick & allowed ?: idle & allowed;
+				pick &= allowed;
+				if (!pick && !core_only)
+					pick = idle & allowed;
 			}
 			if (!pick)
 				break;

@@ -13,6 +13,9 @@
  * memory is a few bytes by the lowest bits of the waker's pid, per CPU: two wakers
  * may share one, and one that moved starts anew; either costs a wrong guess or two.
  *
+ * While a task stays, its CPU asks for no other: two that wake each other could keep
+ * it for ever. So if others wait there, no more than SYNC_ROW stay in a row.
+ *
  * Where the kernel can queue wakeups (woke_in_place()), two tasks that wake each
  * other are faster on two CPUs: neither CPU gets to be idle in between. There no
  * task stays for an announcement, unless the user says so.
@@ -40,6 +43,7 @@ const volatile bool sync_stays = true;
 #define SYNC_WRONG	4
 #define SYNC_TRUSTED	2	/* believed from this on */
 #define SYNC_MOST	8
+#define SYNC_ROW	16	/* each runs for less than SYNC_RUN_NS, or isn't trusted for long */
 #define SYNC_CAUGHT	(-1)	/* it was wrong last; 0: nothing is known of it */
 
 #define STREAM_BACK_NS	(1ULL << 18)	/* 262 us; a power of two, to leave FAIR_MARKS alone */
@@ -55,6 +59,7 @@ enum sync_state {
 /* A part of what a CPU keeps for itself. */
 struct sync_ctx {
 	u32 state;
+	u32 row;		/* so many stayed since this CPU last asked for a task */
 	s8 trust[SYNC_WAKERS];
 };
 
@@ -62,6 +67,19 @@ struct sync_ctx {
 static __always_inline s8 *sync_trust(struct sync_ctx *sc, const struct task_struct *waker)
 {
 	return &sc->trust[waker->pid & (SYNC_WAKERS - 1)];
+}
+
+/* The CPU of @sc asks for a task, or nobody waits there. */
+static __always_inline void sync_asks(struct sync_ctx *sc)
+{
+	if (sc->row)
+		sc->row = 0;
+}
+
+/* Is it time to look whether anybody waits for the CPU of @sc? */
+static __always_inline bool sync_is_long(const struct sync_ctx *sc)
+{
+	return sc->row >= SYNC_ROW;
 }
 
 /* A task starts to run on the CPU of @sc. */
@@ -87,6 +105,7 @@ static __always_inline bool sync_may_stay(struct sync_ctx *sc, const struct task
 	    !(runs_anywhere(p) || bpf_cpumask_test_cpu(this_cpu, p->cpus_ptr)))
 		return false;
 	sc->state = SYNC_STAYED;
+	sc->row++;
 	return true;
 }
 

@@ -87,4 +87,37 @@ static __always_inline void call_for(struct task_struct *p, u32 home, struct sha
 		kick_remote(p, home);
 }
 
+/* Let an idle CPU of any node come for the first who waits in this queue, if none of its own CPUs has served it for long. */
+static __noinline void call_if_unserved(u32 id, struct queue_ctx *q)
+{
+	struct task_struct *first;
+
+	if (!q || !is_unserved(q->served_at, q->queued_at, scx_bpf_now()))
+		return;
+	bpf_for_each(scx_dsq, first, id, 0) {
+		if (!kick_near(first, id))
+			kick_remote(first, id);
+		break;
+	}
+}
+
+/*
+ * Run by the daemon ten times a second, for caches whose CPUs run nothing of ours, and
+ * so have no ticks: idle CPUs of other nodes don't look there by themselves.
+ */
+SEC("syscall")
+int numa_call_for_unserved(void *ctx)
+{
+	u32 id;
+
+	bpf_for(id, 0, nr_shards) {
+		if (scx_bpf_dsq_nr_queued(id) <= 0)
+			continue;
+		bpf_rcu_read_lock();
+		call_if_unserved(id, lookup_queue(id));
+		bpf_rcu_read_unlock();
+	}
+	return 0;
+}
+
 #endif /* __NUMA_CALL_BPF_H */

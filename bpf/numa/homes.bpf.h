@@ -21,11 +21,15 @@ static __always_inline void set_home(struct task_ctx *tc, u32 shard, u32 event)
 	count(event);
 }
 
+/* Of a node of the kernel's with memory only, that of the nearest CPUs; of others, themselves. */
+const volatile u32 attached_to[NUMA_MAX_NODES] = {};
+
 /* The index of the node with this id of the kernel's, or NO_SHARD. At most 64 nodes are looked at. */
 static __noinline u32 node_index(u32 kernel_node)
 {
 	u32 i;
 
+	kernel_node = attached_to[kernel_node & (NUMA_MAX_NODES - 1)];
 	bpf_for(i, 0, NUMA_MAX_NODES) {
 		struct numa_node *n;
 
@@ -106,6 +110,7 @@ static __noinline u32 home_of(struct task_struct *p __arg_trusted, struct task_c
 {
 	struct move_order *order;
 	u32 node;
+	u64 left;
 	s32 nid;
 
 	if (!tc)
@@ -136,9 +141,10 @@ static __noinline u32 home_of(struct task_struct *p __arg_trusted, struct task_c
 		return tc->home;
 	}
 	order = bpf_map_lookup_elem(&move_orders, &tc->node);
-	if (order && order->budget && may_settle(p, some_shard(order->to, p))) {
+	left = order ? PEEK(order->budget) : 0;
+	if (left && may_settle(p, some_shard(order->to, p))) {
 		/* A race of two spends one too few: the daemon gives another. */
-		order->budget--;
+		order->budget = left - 1;
 		set_home(tc, some_shard(order->to, p), NUMA_HOME_ORDERED);
 	}
 	return tc->home;

@@ -21,7 +21,7 @@ static __always_inline void mark_shard_queued(struct shard *sh)
 		set_bits(&nw->queued, 1ULL << (sh->index & 63));
 }
 
-static __always_inline bool is_shard_queued(struct shard *sh)
+static __always_inline bool is_shard_queued(const struct shard *sh)
 {
 	struct node_words *nw = words_of_node(sh->node);
 

@@ -13,13 +13,21 @@
 
 #include "steal/home.bpf.h"
 
+/* A CPU was found for a task that wakes up; or for one that waits in a queue, which counts otherwise. */
+static __always_inline void count_woken(bool woken, u32 event)
+{
+	if (woken)
+		count(event);
+}
+
 /*
- * Take an idle CPU for @p in the node of @cpu, the nearest to it. With @prev_too,
- * @cpu itself is one. Returns its id, or -EBUSY.
+ * Take an idle CPU for @p in the node of @cpu, the nearest to it. With @prev_too, as it
+ * wakes up, @cpu itself is one. Returns its id, or -EBUSY.
  */
 static s32 claim_near(struct task_struct *p __arg_trusted, s32 cpu, bool prev_too)
 {
 	struct seat *seat = lookup_seat(cpu);
+	bool woken = prev_too;
 	struct shard *sh;
 	s32 idle;
 
@@ -37,7 +45,7 @@ static s32 claim_near(struct task_struct *p __arg_trusted, s32 cpu, bool prev_to
 	if (has_smt) {
 		idle = claim_in_shard(p, seat->shard, true);
 		if (idle >= 0) {
-			count(STEAL_WAKE_LLC);
+			count_woken(woken, STEAL_WAKE_LLC);
 			return idle;
 		}
 		if (prev_too && claim_cpu(seat, false)) {
@@ -47,17 +55,17 @@ static s32 claim_near(struct task_struct *p __arg_trusted, s32 cpu, bool prev_to
 	}
 	idle = claim_in_shard(p, seat->shard, false);
 	if (idle >= 0) {
-		count(STEAL_WAKE_LLC);
+		count_woken(woken, STEAL_WAKE_LLC);
 		return idle;
 	}
 	idle = claim_in_node(p, sh->node, seat->shard);
 	if (idle >= 0)
-		count(STEAL_WAKE_NODE);
+		count_woken(woken, STEAL_WAKE_NODE);
 	return idle;
 }
 
-/* The same in other nodes, nearest first. */
-static s32 claim_far(struct task_struct *p __arg_trusted, s32 cpu)
+/* The same in other nodes, nearest first; @woken: as it wakes up. */
+static s32 claim_far(struct task_struct *p __arg_trusted, s32 cpu, bool woken)
 {
 	struct seat *seat = lookup_seat(cpu);
 	struct shard *sh = seat ? lookup_shard(seat->shard) : NULL;
@@ -72,7 +80,7 @@ static s32 claim_far(struct task_struct *p __arg_trusted, s32 cpu)
 			break;
 		idle = claim_in_node(p, n->near[i & (NEAR_NODES - 1)], NO_SHARD);
 		if (idle >= 0) {
-			count(STEAL_WAKE_REMOTE);
+			count_woken(woken, STEAL_WAKE_REMOTE);
 			return idle;
 		}
 	}
@@ -254,7 +262,7 @@ bool kick_idle_for(struct task_struct *p __arg_trusted, s32 cpu)
 	struct cpu_ctx *cc;
 
 	if (idle < 0)
-		idle = claim_far(p, cpu);
+		idle = claim_far(p, cpu, false);
 	if (idle < 0)
 		return false;
 	cc = lookup_cpu_ctx(idle);
@@ -265,38 +273,50 @@ bool kick_idle_for(struct task_struct *p __arg_trusted, s32 cpu)
 	return true;
 }
 
+/* So many of a queue are looked at for one that may run elsewhere. */
+#define THIEF_LOOKS	4
+
 /*
- * Let an idle CPU take the first task that waits on @cpu. False if there is none for
- * that one, but may be for others that wait.
+ * Let an idle CPU take the first task that waits on @cpu and may run elsewhere. False
+ * if there is none for that one, but may be for others that wait.
  */
 static __noinline bool call_thief(s32 cpu, struct seat *seat)
 {
-	struct task_struct *first;
-	bool done = false;
+	struct task_struct *p;
+	bool done = true;
+	u32 looks = 0;
 
 	if (!seat || scx_bpf_dsq_nr_queued(cpu) <= 0)
 		return true;
-	mark_queued(seat);
-	bpf_for_each(scx_dsq, first, cpu, 0) {
-		done = kick_idle_for(first, cpu) || runs_anywhere(first);
-		break;
+	bpf_for_each(scx_dsq, p, cpu, 0) {
+		if (!is_pinned(p, 0)) {
+			mark_queued(seat);
+			done = kick_idle_for(p, cpu) || runs_anywhere(p);
+			break;
+		}
+		if (++looks == THIEF_LOOKS)
+			break;
 	}
 	return done;
 }
 
 /*
  * Run by the daemon ten times a second, for CPUs that run nothing of ours, and so
- * have no ticks: a task may wait there as well, unseen.
+ * have no ticks: a task may wait there as well, unseen, or seen by nobody who idles.
  */
 SEC("syscall")
 int steal_call_thieves(void *ctx)
 {
+	u64 now = scx_bpf_now();
 	u32 cpu;
 
 	bpf_for(cpu, 0, nr_cpu_ids) {
+		struct cpu_ctx *cc = lookup_cpu_ctx(cpu);
 		struct seat *seat = lookup_seat(cpu);
 
-		if (!seat || is_marked_queued(seat))
+		/* Seen is not yet called for: a CPU with ticks does that itself. */
+		if (!seat || !cc ||
+		    (is_marked_queued(seat) && !is_unserved(cc->served_at, 0, now)))
 			continue;
 		bpf_rcu_read_lock();
 		call_thief(cpu, seat);

@@ -9,6 +9,7 @@ mod faults;
 mod homes;
 mod latency;
 mod machine;
+mod messages;
 mod metrics;
 mod observe;
 mod odd;
@@ -62,9 +63,11 @@ pub(crate) fn function(name: &str) -> Option<Function> {
         "stress_ng" => serving::stress_ng,
         "mixed" => serving::mixed,
         "no_idle_cpu" => serving::no_idle_cpu,
+        "cpuless_home" => homes::cpuless_home,
         "memory_home" => homes::memory_home,
         "stays_home" => homes::stays_home,
         "affinity" => serving::affinity,
+        "beside_messages" => messages::beside_messages,
         "cgroup_shares" => cgroup_shares::cgroup_shares,
         "stats" => stats::stats,
         "numa_balancing" => balancing::numa_balancing,

@@ -61,6 +61,7 @@ pub const SCHEDULERS: &[Scheduler] = &[
             "woken_together",
             "beside_batch",
             "memory_home",
+            "cpuless_home",
             "stays_home",
         ],
         bounds: BOUNDS,
@@ -75,7 +76,7 @@ pub const SCHEDULERS: &[Scheduler] = &[
         ],
         by_daemon: false,
         // Its homes are where tasks start.
-        left_out: &["memory_home", "stays_home"],
+        left_out: &["memory_home", "cpuless_home", "stays_home"],
         bounds: BOUNDS,
     },
     Scheduler {
@@ -104,7 +105,9 @@ pub const SCHEDULERS: &[Scheduler] = &[
             // Its default policy doesn't tell classes apart.
             "beside_batch",
             "memory_home",
+            "cpuless_home",
             // Not claimed of it.
+            "beside_messages",
             "stays_home",
             "pinned_shares",
             "node_shares",
@@ -264,6 +267,8 @@ pub const CASES: &[Case] = &[
     scheduler("beside_batch", 1800),
     // Where a few more tasks than CPUs use most of the machine, none moves to another node for a moment's crowding.
     scheduler("stays_home", 900),
+    // Who computes gets its share beside others who run for a few microseconds at a time.
+    scheduler("beside_messages", 400),
     // Cgroups get shares by their weights from their first moment on.
     scheduler("cgroup_shares", 400),
     // Tasks that were born on one CPU and are woken together are soon on all.
@@ -295,6 +300,8 @@ pub const CASES: &[Case] = &[
     sharing("no_idle_cpu", 400),
     // Tasks whose memory is on one node stay at home there, however long CPUs of others run them.
     sharing("memory_home", 400),
+    // The same for memory on a node without CPUs.
+    sharing("cpuless_home", 400),
     // A real-time task that keeps a CPU keeps nobody who was sent there.
     sharing("cpu_kept", 400),
     // Masks hold while they change under load.
@@ -504,6 +511,7 @@ pub(crate) mod tests {
         let faults = |cases: &Pick| matches!(cases, Pick::Faults);
         let small = find("6.12/t8", any);
         let small_faults = find("6.12/t8", faults);
+        let sixteen = find("debian/t16-smt", any);
         let with_virtual_clock = find("6.12/t8-virtual", any);
         let many_with_virtual_clock = find("6.12/t32-virtual", any);
         let large = find("6.12/t64", any);
@@ -512,6 +520,8 @@ pub(crate) mod tests {
             (small, small, true),
             (small, with_virtual_clock, true),
             (small, small_faults, false),
+            (small, sixteen, false),
+            (sixteen, with_virtual_clock, true),
             (small, large, false),
             (small_faults, with_virtual_clock, true),
             (small_faults, large, false),

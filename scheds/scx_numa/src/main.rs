@@ -19,6 +19,7 @@ use control_plane::lifecycle::attach_error;
 use control_plane::shards::Shards;
 use control_plane::stats::{Reading, sum};
 use control_plane::stuck::Freer;
+use control_plane::topology::NodeId;
 use control_plane::{CommonOpts, Daemon, Instance, Topology, configure_fair};
 use libbpf_rs::{Link, MapHandle, OpenObject, ProgramInput};
 use log::info;
@@ -113,6 +114,9 @@ impl Opts {
             .flat_map(|node| topology.kernel_nodes(*node));
         rodata.memory_nodes =
             kernels.fold(0, |all, node| all | 1_u64.checked_shl(node.0).unwrap_or(0));
+        for (kernel, attached) in rodata.attached_to.iter_mut().enumerate() {
+            *attached = nearest_cpus(topology, kernel as u32);
+        }
         let nodes = shards.nodes().len() as u32;
         maps.queue_ctxs
             .set_max_entries(shards.shards().len() as u32)
@@ -122,6 +126,15 @@ impl Opts {
             .and_then(|()| maps.node_times.set_max_entries(nodes))
             .context("sizing the tables of nodes")
     }
+}
+
+/// Of this node of the kernel's, or of the one with the nearest CPUs if it has none.
+fn nearest_cpus(topology: &Topology, kernel: u32) -> u32 {
+    let attached = topology
+        .node(NodeId(kernel))
+        .filter(|node| node.cpus.is_empty())
+        .and_then(|node| topology.node(node.attached_to)?.cpus.first());
+    attached.map_or(kernel, |&cpu| topology.kernel_node(cpu).0)
 }
 
 struct Scheduler<'o> {
@@ -174,6 +187,14 @@ impl Instance for Scheduler<'_> {
     }
 
     fn tick(&self) -> Result<()> {
+        if self.link.is_none() {
+            return Ok(());
+        }
+        self.skel
+            .progs
+            .numa_call_for_unserved
+            .test_run(ProgramInput::default())
+            .context("looking for tasks that nobody serves")?;
         let maps = &self.skel.maps;
         self.orders.tick(
             &self.look()?.queued_at_node,

@@ -7,7 +7,8 @@ use crate::daemon::Daemon;
 use crate::kernel::scheduler_dump;
 use crate::procs::{Procs, Running, beside};
 use crate::scene::TURN;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use manycore_tests::machine::Machine;
 use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::Duration;
@@ -18,18 +19,40 @@ const EACH: usize = 2;
 const LONG: Duration = Duration::from_secs(3);
 
 pub(crate) fn memory_home(setting: &Setting) -> Result<String> {
+    at_home_by_memory(setting, 1, 1)
+}
+
+/// A node of memory only belongs to the CPUs that are nearest to it.
+pub(crate) fn cpuless_home(setting: &Setting) -> Result<String> {
+    let machine = Machine::read(&setting.topology)?;
+    let (memory, row) = machine
+        .distances
+        .iter()
+        .enumerate()
+        .next_back()
+        .context("no distances")?;
+    let others = row.iter().enumerate().filter(|(node, _)| *node != memory);
+    let (nearest, _) = others
+        .min_by_key(|(_, distance)| **distance)
+        .context("one node")?;
+    at_home_by_memory(setting, memory as u32, nearest as u32)
+}
+
+/// Tasks whose memory is on that node of the kernel's are at home on the other.
+fn at_home_by_memory(setting: &Setting, memory: u32, home: u32) -> Result<String> {
+    let bind = format!("--membind={memory}");
     let daemon = Daemon::lent(setting)?;
     let count = EACH * online()?.len();
     let before = Totals::read()?;
     // The command itself is at home on whatever node it starts; then it asks for memory of another.
-    let bound = Procs::start(count, &beside("spin")?, 1, &["numactl", "--membind=1"])?;
+    let bound = Procs::start(count, &beside("spin")?, 1, &["numactl", &bind])?;
     bound.check_progress(TURN)?;
     std::thread::sleep(LONG);
     bound.check_progress(TURN)?;
     let dump = scheduler_dump();
     let given = Totals::read()?.0["home_memory"] - before.0["home_memory"];
     let homes = Homes::parse(&dump)?;
-    let (seen, away) = homes.of(&bound.tids()?, 1);
+    let (seen, away) = homes.of(&bound.tids()?, home);
     drop(bound);
     let told = format!(
         "{count} processes, {given} homes by memory; {seen} seen, {away} of them at home elsewhere"

@@ -19,7 +19,7 @@ pub struct Guest {
 /// Set in guests with a virtual clock.
 pub const VIRTUAL_CLOCK: &str = "MANYCORE_TEST_VIRTUAL_CLOCK";
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) enum Pick {
     /// Of those that are neither about faults nor in guests of their own.
     AllBut(&'static [&'static str]),
@@ -68,8 +68,8 @@ impl Guest {
 
     /// Whether it may run beside another guest. One with few CPUs is emulated by a thread for each of them, beside which one
     /// with many, which has a single thread, would get too little of the host. And where something breaks, what is looked at
-    /// is how long things take at worst. A guest with a virtual clock has a single thread, too, and doesn't mind that it gets
-    /// little.
+    /// is how long things take at worst; as it is where 16 threads emulate CPUs, or a load keeps all of them busy. A guest with
+    /// a virtual clock has a single thread, too, and doesn't mind that it gets little.
     pub fn may_run_beside(&self, other: &Self) -> bool {
         let both = [self, other];
         let either = |is: fn(&Self) -> bool| both.into_iter().any(is);
@@ -78,8 +78,12 @@ impl Guest {
         } else if either(Self::is_large) {
             both.into_iter().all(Self::is_large)
         } else {
-            !either(|guest| matches!(guest.cases, Pick::Faults))
+            !either(Self::needs_all)
         }
+    }
+
+    fn needs_all(&self) -> bool {
+        matches!(self.cases, Pick::Faults) || self.cases == TEN_MINUTES || self.cpus() > 12
     }
 
     /// The names of its cases, `topology` or `scx_rr/loads`.
@@ -147,7 +151,9 @@ pub(super) const OWN_GUESTS: &[&str] = &[
     "classes",
     "beside_batch",
     "stays_home",
+    "beside_messages",
     "cgroup_shares",
+    "cpuless_home",
     "woken_together",
     "pressure",
     "latency_first",
@@ -220,8 +226,10 @@ const SECOND_KERNEL: Pick = Pick::AllBut(&[
 const RELOAD: Pick = Pick::Only(&["reload"]);
 /// Machines as nobody builds them.
 const ODD: Pick = Pick::Only(&["topology", "topo", "odd"]);
+/// With a node of memory only.
+const CPULESS: Pick = Pick::Only(&["topology", "topo", "cpuless_home", "odd"]);
 /// On a virtual clock, as they are about figures.
-const MEASURED: Pick = Pick::Only(&["observe_waste", "cgroup_shares"]);
+const MEASURED: Pick = Pick::Only(&["observe_waste", "beside_messages", "cgroup_shares"]);
 
 pub const GUESTS: &[Guest] = &[
     // The longest first, so that no lane is left with one at the end.
@@ -246,7 +254,7 @@ pub const GUESTS: &[Guest] = &[
     Guest::new("6.12", "t16-smt", SEVERAL_CACHES).full(),
     Guest::new("debian", "t16-smt", SEVERAL_CACHES).full(),
     Guest::new("6.12", "t1", ODD).full(),
-    Guest::new("6.12", "t4-memory", ODD).full(),
+    Guest::new("6.12", "t4-memory", CPULESS).full(),
     Guest::new("6.12", "t6-absent", ODD).full(),
     Guest::new("6.12", "t8-llcs", ODD).full(),
     Guest::new("6.12", "t12-unequal", ODD).full(),
