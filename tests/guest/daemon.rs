@@ -2,6 +2,7 @@
 
 use crate::Setting;
 use crate::cpus::{online, read};
+use crate::load::runtimes;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File};
@@ -89,6 +90,8 @@ enum Process {
     Lent(Pid),
 }
 
+/// What part of a CPU a daemon may use at most that is asked for nothing; a fiftieth is usual.
+const IDLE_SHARE: f64 = 0.5;
 /// Set for cases that find a scheduler loaded: the daemon's process, and where its output goes, with spaces between.
 const LENT: &str = "MANYCORE_TEST_DAEMON";
 /// What the statistics' case wants to see of a daemon, and no other minds.
@@ -242,7 +245,28 @@ impl Daemon {
         let state = State::read()?;
         ensure!(
             state.state == "enabled" && state.ops.is_some(),
-            "the scheduler is no longer loaded: {state:?}"
+            "the scheduler is no longer loaded: {state:?}; its daemon says: {}",
+            self.stderr().trim_end()
+        );
+        Ok(())
+    }
+
+    /// Fails if it keeps a CPU busy though nobody asks it for anything.
+    pub(crate) fn check_idles(&self) -> Result<()> {
+        let pid = self.pid();
+        let ran = || -> Result<Duration> {
+            let threads = fs::read_dir(format!("/proc/{pid}/task")).context("its threads")?;
+            let names = threads.flatten().map(|thread| thread.file_name());
+            let tids = names.filter_map(|name| name.to_str()?.parse().ok());
+            Ok(Duration::from_nanos(runtimes(tids)?.values().sum()))
+        };
+        let (before, started) = (ran()?, Instant::now());
+        std::thread::sleep(Duration::from_secs(1));
+        let share = (ran()? - before).as_secs_f64() / started.elapsed().as_secs_f64();
+        ensure!(
+            share < IDLE_SHARE,
+            "the daemon keeps a CPU busy for {:.0} % of the time",
+            100.0 * share
         );
         Ok(())
     }

@@ -80,6 +80,11 @@ pub(crate) struct Misuse(String);
 const BPF_LOG_STATS: u32 = 4;
 
 impl CommonOpts {
+    /// Whether there is something to print, and nothing else to do.
+    pub fn only_prints(&self) -> bool {
+        self.version || self.help_stats
+    }
+
     /// How libbpf is to open a scheduler's object; None: as ever.
     pub fn open_opts(&self) -> Option<bpf_object_open_opts> {
         let given = self.libbpf.clone().into_bpf_open_opts();

@@ -18,6 +18,7 @@ use std::thread;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use control_plane::lifecycle::block_signals;
 use control_plane::stats::Reading;
 use control_plane::{CommonOpts, Daemon, Instance, Topology};
 use crossbeam::channel::unbounded;
@@ -109,8 +110,14 @@ impl Pilot {
 
 fn main() -> ExitCode {
     let opts = Opts::parse();
-    let schedules = opts.common.monitor.is_none();
+    let prints = opts.common.only_prints();
+    let schedules = !prints && opts.common.monitor.is_none();
     // While there is no other thread.
+    if !prints {
+        block_signals();
+    }
+    // As after it was started by another name, "/proc/self/exe".
+    let _ = rustix::thread::set_name(c"scx_pilot");
     let shares = schedules.then(memory::share_nothing);
     let (orders, inbox) = unbounded();
     let pilot = Pilot {

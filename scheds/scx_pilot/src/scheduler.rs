@@ -6,15 +6,15 @@
 //! when CPUs came or went, the process starts itself anew.
 
 use std::mem::MaybeUninit;
-use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use std::{env, io};
 
-use anyhow::{Context, Result, anyhow};
-use control_plane::lifecycle::check_policy;
+use anyhow::{Result, anyhow};
+use control_plane::lifecycle::Anew;
 use control_plane::policy::Policy;
 use control_plane::stats::Reading;
 use control_plane::topology::hotplug_seq;
@@ -91,7 +91,7 @@ impl Remote {
         let before = hotplug_seq();
         let last = lock(&self.last).take();
         if let Some(counters) = last {
-            return start_anew(opts, &counters);
+            return Err(anew(&counters).into());
         }
         let shared = Arc::new(Shared::default());
         let ((attached, is_attached), (exit, exits)) = (bounded(1), bounded(1));
@@ -110,7 +110,7 @@ impl Remote {
                 return Err(err);
             }
             log::info!("CPUs came or went: starting again ({err:#})");
-            return start_anew(opts, &self.carried);
+            return Err(anew(&self.carried).into());
         }
         Ok(Box::new(Running {
             shared,
@@ -123,20 +123,23 @@ impl Remote {
     }
 }
 
-/// Starts the same program with the same arguments in place of this one. From any thread but the one that may map no
+/// The same program with the same arguments, to be started in place of this one. From any thread but the one that may map no
 /// memory; its process stays the same one, and starts ahead of others, or on a busy machine nobody would hear of the policy
-/// for minutes. But not as a real-time one: what is bound to its CPU would wait for all of that. Returns only if that fails.
-fn start_anew<T>(opts: &Opts, counters: &[u64]) -> Result<T> {
-    check_policy(&opts.common)?;
+/// for minutes. But not as a real-time one: what is bound to its CPU would wait for all of that.
+fn anew(counters: &[u64]) -> Anew {
     let words: Vec<String> = counters.iter().map(u64::to_string).collect();
-    let program = env::current_exe().context("starting anew")?;
     set_policy(libc::SCHED_OTHER, 0);
     set_nice(-20);
-    let err = Command::new(program)
-        .args(env::args_os().skip(1))
-        .env(CARRIED, words.join(","))
-        .exec();
-    Err(err).context("starting anew")
+    let mut command = Command::new(own_program());
+    command.args(env::args_os().skip(1));
+    command.env(CARRIED, words.join(","));
+    Anew(command)
+}
+
+/// The file of this program, or what runs of it, if that file has been replaced or removed since.
+fn own_program() -> PathBuf {
+    let file = env::current_exe().ok().filter(|file| file.exists());
+    file.unwrap_or_else(|| "/proc/self/exe".into())
 }
 
 /// Takes this thread, and those that it will start, out of what this daemon schedules: as real-time threads they run, and

@@ -59,6 +59,9 @@ pub(crate) fn loads(setting: &Setting) -> Result<String> {
         "tasks are not scheduled by it"
     );
     load.check_progress(TURN)?;
+    if !setting.scheduler()?.by_daemon {
+        daemon.check_idles()?;
+    }
     let verified = Verified::read();
     let (largest, most) = &verified.largest;
     ensure!(verified.programs > 0, "no BPF program of its is loaded");

@@ -14,6 +14,7 @@ use manycore_tests::machine::Machine;
 use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -49,6 +50,8 @@ pub(crate) fn policy_daemon(setting: &Setting) -> Result<String> {
     world.check_same(&before).context("after SIGTERM")?;
 
     check_killed(setting, &world, &text, &before).context("kill -9")?;
+    check_killed_for_good(setting, &world, &text, &before)
+        .context("kill -9, and no start after")?;
     check_thrown_out(setting, &world, &text, &before).context("thrown out by the kernel")?;
     // With one cache in a node, the place of a CPU that was offline is known.
     let restarts = if machine.dies > 1 {
@@ -160,6 +163,36 @@ fn check_killed(setting: &Setting, world: &World, text: &str, before: &Files) ->
     wait_until_unloaded()?;
     manycore(&["policy", "restore"])?;
     world.check_same(before)
+}
+
+/// What one that was killed left is undone also by a start that gets no further.
+fn check_killed_for_good(
+    setting: &Setting,
+    world: &World,
+    text: &str,
+    before: &Files,
+) -> Result<()> {
+    let name = setting.scheduler()?.name;
+    let taken = TcpListener::bind("127.0.0.1:0").context("taking a port")?;
+    let address = taken.local_addr()?.to_string();
+    let leave = || {
+        let mut daemon = start(setting, text)?;
+        daemon.signal(Signal::KILL)?;
+        wait_until_unloaded()?;
+        same("batch/cpu.weight", "10")
+    };
+    leave()?;
+    let with_metrics = ["--policy", FILE, "--metrics", &address];
+    let output = run(name, &with_metrics, true)?;
+    check_refusal(&output, 1, &[&address])?;
+    world.check_same(before).context("a port in use")?;
+
+    leave()?;
+    let other = Daemon::start(setting, &[])?;
+    let output = run(name, &["--policy", FILE], true)?;
+    check_refusal(&output, 1, &["another scheduler is loaded"])?;
+    other.stop()?;
+    world.check_same(before).context("another scheduler")
 }
 
 fn check_thrown_out(setting: &Setting, world: &World, text: &str, before: &Files) -> Result<()> {

@@ -1,5 +1,6 @@
 //! Keeps a policy in force while a scheduler runs: applies it once that is attached, follows cgroups, reads the file again
-//! on SIGHUP, and undoes it at the end, whatever the end is. After kill -9 the journal does that.
+//! on SIGHUP, and undoes it at the end, whatever the end is. What one that was killed left is in the journal: the next start
+//! undoes it, also one that gets no further.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -49,6 +50,17 @@ pub(super) fn check_file(common: &CommonOpts) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Undoes what one that was killed left, for a daemon that won't get as far as a [`Keeper`].
+pub(super) fn undo_leftovers(common: &CommonOpts) {
+    // Without leftovers no journal is made. One that is in use is not left over.
+    let journal = Journal::look(&common.policy.policy_journal, &Machine::default());
+    if journal.is_ok_and(|entries| !entries.is_empty())
+        && let Ok(Some(keeper)) = Keeper::new(common)
+    {
+        keeper.stop();
+    }
 }
 
 fn read_topology(file: Option<&Path>) -> Result<Topology> {
@@ -177,8 +189,12 @@ impl Keeper {
     }
 
     /// Undoes the policy. Dropping it does as well.
-    pub(super) fn stop(self) {
-        let undone = match self.state {
+    pub(super) fn stop(mut self) {
+        self.undo();
+    }
+
+    fn undo(&mut self) {
+        let undone = match std::mem::replace(&mut self.state, State::Failed) {
             State::InForce(session) => session.stop(),
             // What another left, by kill -9, or by starting itself anew.
             State::Ready(_, mut journal) if !journal.entries().is_empty() => {
@@ -192,5 +208,11 @@ impl Keeper {
                 warn!("the policy could not be undone, `manycore policy restore` does it: {err}")
             }
         }
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.undo();
     }
 }

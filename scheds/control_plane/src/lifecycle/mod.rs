@@ -7,7 +7,7 @@ mod signals;
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use anyhow::Result;
 use libbpf_rs::OpenObject;
@@ -19,6 +19,8 @@ use crate::policy::{Error as PolicyError, Policy};
 use crate::stats::{self, Printer, Reading, Record};
 use crate::{Topology, logging};
 use signals::Signals;
+
+pub use signals::block_signals;
 
 /// A policy, as the control plane sees it.
 pub trait Daemon {
@@ -36,7 +38,7 @@ pub trait Daemon {
     /// Opens, sets up, loads and attaches the scheduler. From here on it schedules.
     ///
     /// # Errors
-    /// Wrap a failure to attach in [`attach_error`].
+    /// Wrap a failure to attach in [`attach_error`]; [`Anew`].
     fn attach<'o>(
         &self,
         topology: &Topology,
@@ -85,6 +87,12 @@ pub trait Instance {
 #[error("CPUs came or went while the scheduler was being loaded")]
 struct Stale;
 
+/// Only another process can attach one, so this program is to take the place of this one. The policy that is in force stays
+/// so meanwhile, and a signal that comes meanwhile is heard by the new one.
+#[derive(Debug, thiserror::Error)]
+#[error("the daemon has to start itself anew")]
+pub struct Anew(pub Command);
+
 /// Says why the kernel refused to attach: `exit` has its reason if it got far enough to give one.
 pub fn attach_error(error: anyhow::Error, exit: &UserExitInfo) -> anyhow::Error {
     if exit.should_restart() {
@@ -96,21 +104,17 @@ pub fn attach_error(error: anyhow::Error, exit: &UserExitInfo) -> anyhow::Error 
     }
 }
 
-/// Whether the policy of these options could be applied, for a daemon that is about to start itself anew: what is in force
-/// outlives that, and one that then refused its own file would leave it behind.
-///
-/// # Errors
-/// [`PolicyError::Mistakes`]; if the file or the machine can't be read.
-pub fn check_policy(common: &CommonOpts) -> Result<()> {
-    keeper::check_file(common)
-}
-
 /// The whole of a daemon's `main`: does what the options say and returns its exit code, 0 after a regular end and 1
 /// after a failure, also if the kernel threw the scheduler out. (Wrong use is 2, by clap or by [`CommonOpts::check`], and so are
 /// mistakes in a policy.)
 pub fn start<D: Daemon>(daemon: &D) -> ExitCode {
+    if !daemon.common().only_prints() {
+        block_signals();
+    }
     logging::init(daemon.common().verbose);
-    match act(daemon) {
+    let done = act(daemon);
+    logging::flush();
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(err) => {
             if let Some(PolicyError::Mistakes(mistakes)) = err.downcast_ref() {
@@ -143,11 +147,15 @@ fn act<D: Daemon>(daemon: &D) -> Result<()> {
         return stats::describe::<D::Stats>(&mut io::stdout(), common.json);
     }
     common.check()?;
-    let signals = Signals::listen(common.policy.policy.is_some())?;
+    let mut signals = Signals::listen(common.policy.policy.is_some())?;
     if let Some(interval) = common.monitor {
         return stats::monitor(Printer::new(D::NAME, common.json), interval, &signals.stop);
     }
     keeper::check_file(common)?;
-    preflight::Host::this().check(D::NAME, common.libbpf.kconfig.is_some())?;
-    run::run(daemon, &signals)
+    let host = preflight::Host::this();
+    if let Err(reason) = host.check(D::NAME, common.libbpf.kconfig.is_some()) {
+        keeper::undo_leftovers(common);
+        return Err(reason.into());
+    }
+    run::run(daemon, &mut signals)
 }

@@ -1,6 +1,8 @@
 //! The loop around a scheduler.
 
 use std::mem::MaybeUninit;
+use std::os::unix::process::CommandExt;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -10,16 +12,19 @@ use scx_stats::ToJson;
 
 use super::keeper::Keeper;
 use super::signals::Signals;
-use super::{Daemon, Instance, Stale};
-use crate::Topology;
+use super::{Anew, Daemon, Instance, Stale, keeper};
+use crate::options::CommonOpts;
 use crate::stats::{
     BackgroundPrinter, Printer, Reading, Record, Responder, Schema, Server, openmetrics,
 };
+use crate::{Topology, logging};
 
 /// How often to look whether the kernel has ended the scheduler, and to call its `tick`.
 const POLL: Duration = Duration::from_millis(100);
 /// How long a request for metrics may wait for its figures: loading a scheduler anew takes longer on big machines.
 const ANSWER: Duration = Duration::from_secs(2);
+/// Requests for metrics within so long get the same figures: every user of the machine may ask, as often as they like.
+const SAME_METRICS: Duration = Duration::from_millis(100);
 /// How often in a row to try again when CPUs come or go while the scheduler is being loaded.
 const MAX_STALE: u32 = 10;
 
@@ -27,7 +32,7 @@ const MAX_STALE: u32 = 10;
 ///
 /// # Errors
 /// If it can't be loaded, or if the kernel throws it out.
-pub(super) fn run<D: Daemon>(daemon: &D, signals: &Signals) -> Result<()> {
+pub(super) fn run<D: Daemon>(daemon: &D, signals: &mut Signals) -> Result<()> {
     let mut keeper = Keeper::new(daemon.common())?;
     let scrapes = Scrapes::open(daemon)?;
     let mut carried = Reading::default();
@@ -50,7 +55,10 @@ pub(super) fn run<D: Daemon>(daemon: &D, signals: &Signals) -> Result<()> {
                 stale += 1;
                 continue;
             }
-            Err(err) => return Err(err),
+            Err(err) => {
+                let anew = err.downcast::<Anew>()?;
+                return start_anew(daemon.common(), anew, signals);
+            }
         };
         stale = 0;
         info!("{} is scheduling", D::NAME);
@@ -84,6 +92,17 @@ pub(super) fn run<D: Daemon>(daemon: &D, signals: &Signals) -> Result<()> {
         }
         info!("CPUs came or went: starting again");
     }
+}
+
+/// Has a program take the place of this one, unless a signal says to end.
+fn start_anew(common: &CommonOpts, mut anew: Anew, signals: &mut Signals) -> Result<()> {
+    // One that refused its own file would leave behind what is in force.
+    keeper::check_file(common)?;
+    if signals.hold() {
+        return Ok(());
+    }
+    logging::flush();
+    Err(anew.0.exec()).context("starting anew")
 }
 
 /// A scheduler that is attached, and what goes with it.
@@ -147,11 +166,20 @@ impl<S: Record> Scrapes<S> {
         };
         let (sender, requests) = bounded::<Sender<S>>(1);
         let schema = Schema::of::<S>();
+        let last: Mutex<Option<(Instant, String)>> = Mutex::default();
         let source = move || {
+            let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some((at, text)) = last.as_ref()
+                && at.elapsed() < SAME_METRICS
+            {
+                return Some(text.clone());
+            }
             let (reply, answer) = bounded(1);
             sender.send_timeout(reply, ANSWER).ok()?;
             let sample = answer.recv_timeout(ANSWER).ok()?.to_json().ok()?;
-            openmetrics(&schema, &sample, D::NAME, D::VERSION).ok()
+            let text = openmetrics(&schema, &sample, D::NAME, D::VERSION).ok()?;
+            *last = Some((Instant::now(), text.clone()));
+            Some(text)
         };
         let responder = Responder::launch(address, source)
             .with_context(|| format!("serving metrics on {address}"))?;
