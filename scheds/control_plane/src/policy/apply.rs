@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use super::machine::parent;
 use super::plan::{Change, hand_over, read_or_default, sort};
-use super::restore::{in_use, unstick};
+use super::restore::{Cgroups, in_use, unstick};
 use super::schema::Policy;
 use super::{CgroupFile, Entry, Error, Journal, Machine, Resolved, Target, Wish, check, wishes};
 
@@ -124,6 +124,7 @@ pub(super) fn changes_for(
 
 /// Adds what earlier policies changed and this one doesn't want.
 fn put_back_the_rest(machine: &Machine, owned: &[Entry], wishes: &[Wish], report: &mut Report) {
+    let cgroups = Cgroups::of(machine);
     for entry in owned {
         let wanted = |wish: &Wish| wish.target == entry.target && wish.cgroup_id == entry.cgroup_id;
         if wishes.iter().any(wanted) || is_other_cgroup(machine, &entry.target, entry.cgroup_id) {
@@ -137,7 +138,7 @@ fn put_back_the_rest(machine: &Machine, owned: &[Entry], wishes: &[Wish], report
         }
         if !entry.is_ours(&now) {
             report.left_alone.push(not_ours(entry, now));
-        } else if let Some(reason) = in_use(machine, owned, entry) {
+        } else if let Some(reason) = in_use(&cgroups, owned, entry) {
             report.left_alone.push(LeftAlone {
                 reason,
                 ..not_ours(entry, now)
@@ -336,8 +337,9 @@ impl<'b> Outcome<'b> {
         journal
             .entries
             .retain(|_| !at.next().is_some_and(|at| self.done.contains(&at)));
+        let cgroups = Cgroups::of(machine);
         for entry in &self.stuck {
-            unstick(machine, journal, &self.stuck, entry)?;
+            unstick(&cgroups, journal, &self.stuck, entry)?;
         }
         journal.save()
     }

@@ -320,9 +320,14 @@ fn a_mistake_changes_nothing() {
             "p.toml:3: the cpuset controller isn't enabled in / for /a",
         ),
         (
-            Fake::new(&["/a", "/b", "/a/x.service", "/b/x.service"]),
+            Fake::new(&[
+                "/a.slice",
+                "/b.slice",
+                "/a.slice/x.service",
+                "/b.slice/x.service",
+            ]),
             twice,
-            "p.toml:1: `exclusive` is for one cgroup, but it is /a/x.service and /b/x.service",
+            "p.toml:1: `exclusive` is for one cgroup, but it is /a.slice/x.service and /b.slice/x.service",
         ),
     ] {
         let before = fake.snapshot();

@@ -11,6 +11,9 @@ const OPTIONS: MatchOptions = MatchOptions {
 
 /// What a systemd unit that has a cgroup can be.
 const UNIT_KINDS: &[&str] = &[".service", ".scope", ".slice"];
+/// What alone is above the system's units. Below a service or a scope is what it makes itself: users can give the units of
+/// their own managers, and the cgroups that are delegated to them, any name.
+const ABOVE_UNITS: &str = ".slice";
 
 /// Tells the cgroups of a service from others.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +49,7 @@ impl Matcher {
         Self::new(path, false)
     }
 
-    /// By the name of a systemd unit, wherever its cgroup is: `db.service`, `web@*.service`.
+    /// By the name of a unit of the system's, in whatever slice: `db.service`, `web@*.service`.
     ///
     /// # Errors
     /// Says what is wrong with it.
@@ -73,12 +76,12 @@ impl Matcher {
 
     /// Whether the cgroup of this path, `/a/b`, is meant. Those below it are not.
     pub fn matches(&self, path: &str) -> bool {
-        let text = if self.by_unit {
-            path.rsplit('/').next().unwrap_or(path)
-        } else {
-            path
-        };
-        self.pattern.matches_with(text, OPTIONS)
+        if !self.by_unit {
+            return self.pattern.matches_with(path, OPTIONS);
+        }
+        let (above, unit) = path.rsplit_once('/').unwrap_or(("", path));
+        let mut above = above.split('/').filter(|part| !part.is_empty());
+        self.pattern.matches_with(unit, OPTIONS) && above.all(|part| part.ends_with(ABOVE_UNITS))
     }
 
     /// Whether it names one cgroup, rather than a family of them.
@@ -118,6 +121,14 @@ mod tests {
         let unit = Matcher::by_unit("web@*.service").unwrap();
         assert!(unit.matches("/system.slice/system-web.slice/web@1.service"));
         assert!(!unit.matches("/system.slice/web@1.service/sub"));
+        let unit = Matcher::by_unit("db.service").unwrap();
+        assert!(unit.matches("/db.service"));
+        // What users have made, and may name as they like.
+        let own = "/user.slice/user-1000.slice/user@1000.service/app.slice/db.service";
+        assert!(!unit.matches(own));
+        assert!(!unit.matches("/system.slice/container.service/db.service"));
+        let session = Matcher::by_unit("session-*.scope").unwrap();
+        assert!(session.matches("/user.slice/user-1000.slice/session-3.scope"));
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Putting back what was there before: all of it that is still as it was written here.
 
+use std::cell::OnceCell;
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 
 use super::apply::{LeftAlone, Report, find, is_other_cgroup, not_ours, put_back, same_as_empty};
 use super::machine::{ancestors, parent};
@@ -18,6 +20,7 @@ use super::{CgroupFile, Controller, Entry, Error, Journal, Machine, Target};
 pub fn restore(machine: &Machine, journal: &mut Journal) -> Result<Report, Error> {
     let mut report = Report::default();
     let mut stuck = Vec::new();
+    let cgroups = Cgroups::of(machine);
     for entry in journal.entries.iter().rev() {
         if is_other_cgroup(machine, &entry.target, entry.cgroup_id) {
             continue;
@@ -29,7 +32,7 @@ pub fn restore(machine: &Machine, journal: &mut Journal) -> Result<Report, Error
         if now == entry.before {
             continue;
         }
-        let in_use = in_use(machine, &journal.entries, entry);
+        let in_use = in_use(&cgroups, &journal.entries, entry);
         if !entry.is_ours(&now) {
             report.left_alone.push(not_ours(entry, now));
         } else if let Some(reason) = in_use {
@@ -46,7 +49,7 @@ pub fn restore(machine: &Machine, journal: &mut Journal) -> Result<Report, Error
     }
     let owned = journal.entries.clone();
     for (entry, now, err) in stuck {
-        match unstick(machine, journal, &owned, &entry)? {
+        match unstick(&cgroups, journal, &owned, &entry)? {
             Unstuck::Back => report.changes.push(was_put_back(&entry, now)),
             Unstuck::Not(what) => report.left_alone.push(LeftAlone {
                 reason: format!(
@@ -73,6 +76,28 @@ fn was_put_back(entry: &Entry, from: String) -> Change {
     }
 }
 
+/// The cgroups of a machine, listed when they are first asked for: one list does for many values.
+#[derive(Debug)]
+pub(super) struct Cgroups<'m> {
+    machine: &'m Machine,
+    list: OnceCell<Option<BTreeMap<String, u64>>>,
+}
+
+impl<'m> Cgroups<'m> {
+    pub(super) fn of(machine: &'m Machine) -> Self {
+        Self {
+            machine,
+            list: OnceCell::new(),
+        }
+    }
+
+    /// Their paths; `None` if they can't be read.
+    fn paths(&self) -> Option<impl Iterator<Item = &str>> {
+        let list = self.list.get_or_init(|| self.machine.cgroups().ok());
+        Some(list.as_ref()?.keys().map(String::as_str))
+    }
+}
+
 pub(super) enum Unstuck {
     Back,
     /// What was done instead.
@@ -82,11 +107,12 @@ pub(super) enum Unstuck {
 /// Puts a value back that the kernel didn't take. A cpuset that can't be emptied is emptied by disabling and enabling its
 /// controller, provided that nobody else would notice: no other cgroup has anything set by it, but for what is `given_up`.
 pub(super) fn unstick(
-    machine: &Machine,
+    cgroups: &Cgroups<'_>,
     journal: &mut Journal,
     given_up: &[Entry],
     entry: &Entry,
 ) -> Result<Unstuck, Error> {
+    let machine = cgroups.machine;
     // It may have gone with its controller, or with that of another.
     let is_back = || {
         machine
@@ -95,7 +121,7 @@ pub(super) fn unstick(
     };
     let otherwise = same_as_empty(machine, &entry.target, &entry.before);
     if !is_back() && otherwise.is_some() {
-        renew_controller(machine, journal, given_up, entry)?;
+        renew_controller(cgroups, journal, given_up, entry)?;
     }
     if is_back() {
         journal.entries.retain(|other| !is_same(entry, other));
@@ -124,19 +150,20 @@ fn is_same(entry: &Entry, other: &Entry) -> bool {
 /// Disables and enables a file's controller in the cgroup above it, if that changes nothing of others'. The kernel doesn't
 /// disable one that is handed on, so this is done from the bottom up. It is in the journal too.
 fn renew_controller(
-    machine: &Machine,
+    cgroups: &Cgroups<'_>,
     journal: &mut Journal,
     given_up: &[Entry],
     entry: &Entry,
 ) -> Result<(), Error> {
+    let machine = cgroups.machine;
     let Target::File { cgroup, file } = &entry.target else {
         return Ok(());
     };
-    let (Some(above), Ok(cgroups)) = (parent(cgroup), machine.cgroups()) else {
+    let (Some(above), Some(paths)) = (parent(cgroup), cgroups.paths()) else {
         return Ok(());
     };
     let below = |path: &&str| above == "/" || ancestors(path).contains(&above);
-    let family: Vec<&str> = cgroups.keys().map(String::as_str).filter(below).collect();
+    let family: Vec<&str> = paths.filter(below).collect();
     let controller = file.controller();
     let used = |path: &&str| set_by_others(machine, given_up, path, controller).is_some();
     if family.iter().any(used) {
@@ -180,22 +207,22 @@ fn renew_controller(
 }
 
 /// Why a controller that was enabled here has to stay: somebody else has set something by it since, or hands it on.
-pub(super) fn in_use(machine: &Machine, owned: &[Entry], entry: &Entry) -> Option<String> {
+pub(super) fn in_use(cgroups: &Cgroups<'_>, owned: &[Entry], entry: &Entry) -> Option<String> {
     if entry.before == "off" {
-        needed_by(machine, owned, &entry.target)
+        needed_by(cgroups, owned, &entry.target)
     } else {
         None
     }
 }
 
 /// What somebody else needs a controller for.
-fn needed_by(machine: &Machine, owned: &[Entry], target: &Target) -> Option<String> {
+fn needed_by(cgroups: &Cgroups<'_>, owned: &[Entry], target: &Target) -> Option<String> {
+    let machine = cgroups.machine;
     let Target::Controller { cgroup, controller } = target else {
         return None;
     };
-    let cgroups = machine.cgroups().ok()?;
     let children = cgroups
-        .keys()
+        .paths()?
         .filter(|path| parent(path) == Some(cgroup.as_str()));
     for child in children {
         if let Some(file) = set_by_others(machine, owned, child, *controller) {
@@ -204,7 +231,7 @@ fn needed_by(machine: &Machine, owned: &[Entry], target: &Target) -> Option<Stri
             ));
         }
         let below = Target::Controller {
-            cgroup: child.clone(),
+            cgroup: child.to_owned(),
             controller: *controller,
         };
         let handed_on = machine.read(&below).is_ok_and(|value| value == "on");

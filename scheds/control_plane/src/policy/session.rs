@@ -161,8 +161,14 @@ impl Session {
         // Before anything is written, which takes long if they are many.
         self.offer(sink);
         let report = if came_or_went {
-            forget_gone(&self.machine, &mut self.journal)?;
-            self.apply_to(new)?
+            let paths: Vec<String> = new.iter().map(|(path, ..)| path.clone()).collect();
+            let applied = forget_gone(&self.machine, &mut self.journal);
+            let applied = applied.and_then(|()| self.apply_to(new));
+            if applied.is_err() {
+                // They are new again at the next look.
+                self.known.retain(|path, _| !paths.contains(path));
+            }
+            applied?
         } else {
             Report::default()
         };
@@ -322,19 +328,22 @@ impl Drop for Session {
     }
 }
 
-/// What several cgroups share first, then each by itself, so that one that fails takes no other with it.
+/// What several cgroups need first, then each by itself, so that one that fails takes no other with it: each controller, the
+/// CPUs that are granted to exclusive services, then the files of each cgroup.
 fn by_cgroup(changes: &[Change]) -> Vec<Vec<Change>> {
-    let mut shared = Vec::new();
+    let (mut controllers, mut granted) = (Vec::new(), Vec::new());
     let mut own: BTreeMap<&str, Vec<Change>> = BTreeMap::new();
     for change in changes {
         match &change.target {
+            Target::Controller { .. } => controllers.push(vec![change.clone()]),
             Target::File { cgroup, file } if *file != CgroupFile::Exclusive => {
                 own.entry(cgroup).or_default().push(change.clone());
             }
-            _ => shared.push(change.clone()),
+            _ => granted.push(change.clone()),
         }
     }
-    std::iter::once(shared).chain(own.into_values()).collect()
+    let shared = controllers.into_iter().chain([granted]);
+    shared.chain(own.into_values()).collect()
 }
 
 fn tell(report: &Report) {

@@ -163,9 +163,46 @@ fn one_cgroup_that_fails_takes_no_other_with_it() {
     );
 }
 
+/// They come at the same moment, and one is below a cgroup that has tasks of its own.
+#[test]
+fn a_parent_that_hands_nothing_on_takes_nothing_from_others() {
+    let fake = Fake::new(&["/a", "/b"]);
+    let mut session = start(&fake, "[[service]]\ncgroup = \"/*/new\"\ncpus = 1\n").unwrap();
+    let mut map = Map::default();
+    map.tick(&mut session);
+    std::fs::write(fake.root().join("b/cgroup.procs"), "1\n").unwrap();
+    fake.mkdir("/a/new");
+    fake.mkdir("/b/new");
+    let report = map.tick(&mut session);
+    assert!(
+        report.failed.iter().any(|failed| failed.contains("/b")),
+        "{report:?}"
+    );
+    assert_eq!(fake.get("/a/new", "cpuset.cpus"), "1");
+    assert!(!fake.root().join("b/new/cpuset.cpus").exists());
+}
+
+#[test]
+fn cgroups_that_could_not_be_noted_are_tried_again() {
+    let fake = Fake::new(&["/web"]);
+    let mut session = start(&fake, POLICY).unwrap();
+    let mut map = Map::default();
+    map.tick(&mut session);
+    // It is written to a file of that name first.
+    let mut in_the_way = fake.journal_path().into_os_string();
+    in_the_way.push(".new");
+    std::fs::create_dir(&in_the_way).unwrap();
+    fake.mkdir("/web/1");
+    let failed = session.tick(&mut |_: &ClassChange| Ok(()));
+    assert!(matches!(failed, Err(Error::Journal { .. })), "{failed:?}");
+    std::fs::remove_dir(&in_the_way).unwrap();
+    assert!(map.tick(&mut session).failed.is_empty());
+    assert_eq!(fake.get("/web/1", "cpuset.cpus"), "0-3");
+}
+
 #[test]
 fn a_second_cgroup_of_an_exclusive_service_gets_none() {
-    let fake = Fake::new(&["/a", "/a/x.service", "/b"]);
+    let fake = Fake::new(&["/a.slice", "/a.slice/x.service", "/b.slice"]);
     let mut session = start(
         &fake,
         "[[service]]\nunit = \"x.service\"\ncpus = 1\nexclusive = true\n",
@@ -173,10 +210,13 @@ fn a_second_cgroup_of_an_exclusive_service_gets_none() {
     .unwrap();
     let mut map = Map::default();
     assert!(map.tick(&mut session).failed.is_empty());
-    fake.mkdir("/b/x.service");
+    fake.mkdir("/b.slice/x.service");
     let report = map.tick(&mut session);
-    assert!(report.failed[0].contains("/b/x.service"), "{report:?}");
-    assert!(!fake.root().join("b/x.service/cpuset.cpus").exists());
+    assert!(
+        report.failed[0].contains("/b.slice/x.service"),
+        "{report:?}"
+    );
+    assert!(!fake.root().join("b.slice/x.service/cpuset.cpus").exists());
 }
 
 #[test]

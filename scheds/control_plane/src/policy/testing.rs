@@ -171,6 +171,11 @@ impl FakeFiles {
         if !available.split_whitespace().any(|word| word == controller) {
             return Err(Errno::NOENT.into());
         }
+        // One with tasks of its own hands nothing on.
+        let tasks = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+        if sign == "+" && !tasks.is_empty() {
+            return Err(Errno::BUSY.into());
+        }
         let mut words: Vec<&str> = old
             .split_whitespace()
             .filter(|word| *word != controller)
