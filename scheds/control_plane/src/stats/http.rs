@@ -4,10 +4,9 @@
 //! no more than [`MAX_CLIENTS`] are served at once.
 
 use std::fmt;
-use std::fs::{self, Permissions};
+use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -18,12 +17,12 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::Mode;
 
+use super::socket::Socket;
+
 const MAX_REQUEST: usize = 8192;
 const PATIENCE: Duration = Duration::from_secs(2);
 const MAX_CLIENTS: usize = 8;
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-/// To connect is to write, so the group needs that to read.
-const SOCKET_MODE: u32 = 0o660;
 
 /// Where to serve.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,7 +74,7 @@ type Source = dyn Fn() -> Option<String> + Send + Sync;
 /// Answers until the process ends; a UNIX socket is removed when this is dropped.
 #[derive(Debug)]
 pub struct Responder {
-    socket: Option<PathBuf>,
+    socket: Option<Socket>,
     /// Where it really serves: with port 0, the kernel chose one.
     pub address: Address,
 }
@@ -101,10 +100,10 @@ impl Responder {
                 })
             }
             Address::Unix(path) => {
-                let listener = bind(path)?;
+                let (listener, socket) = bind(path)?;
                 thread::spawn(move || accept(|| Ok(listener.accept()?.0), &source));
                 Ok(Self {
-                    socket: Some(path.clone()),
+                    socket: Some(socket),
                     address: address.clone(),
                 })
             }
@@ -114,17 +113,14 @@ impl Responder {
 
 impl Drop for Responder {
     fn drop(&mut self) {
-        if let Some(path) = &self.socket
-            && let Err(err) = fs::remove_file(path)
-            && err.kind() != io::ErrorKind::NotFound
-        {
-            log::warn!("cannot remove {}: {err}", path.display());
+        if let Some(socket) = &self.socket {
+            socket.remove();
         }
     }
 }
 
 /// Binds a socket that only owner and group can connect to. One that nobody serves any more is replaced.
-fn bind(path: &PathBuf) -> io::Result<UnixListener> {
+fn bind(path: &PathBuf) -> io::Result<(UnixListener, Socket)> {
     use std::os::unix::fs::FileTypeExt;
     let is_socket = fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
     if is_socket && UnixStream::connect(path).is_err() {
@@ -133,9 +129,7 @@ fn bind(path: &PathBuf) -> io::Result<UnixListener> {
     let before = rustix::process::umask(Mode::from_raw_mode(0o007));
     let listener = UnixListener::bind(path);
     rustix::process::umask(before);
-    let listener = listener?;
-    fs::set_permissions(path, Permissions::from_mode(SOCKET_MODE))?;
-    Ok(listener)
+    Ok((listener?, Socket::of(path)?))
 }
 
 /// A connection, of either kind.

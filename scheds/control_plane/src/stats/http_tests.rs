@@ -1,4 +1,5 @@
 use super::*;
+use std::os::unix::fs::PermissionsExt;
 
 fn tcp() -> (Responder, SocketAddr) {
     let responder = Responder::launch(&"127.0.0.1:0".parse().unwrap(), || {

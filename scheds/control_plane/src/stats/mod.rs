@@ -16,6 +16,7 @@ mod metrics;
 mod print;
 mod schema;
 mod server;
+mod socket;
 
 use anyhow::{Context, Result};
 use libbpf_rs::{MapCore, MapFlags};

@@ -15,15 +15,15 @@ use scx_stats::{StatsServer, StatsServerData, ToJson};
 
 use super::Record;
 use super::print::SOCKET;
+use super::socket::Socket;
 
 const DIR_MODE: u32 = 0o750;
-const SOCKET_MODE: u32 = 0o660;
 
 /// Serves the statistics until dropped. It asks for them through a channel, so that only the thread that runs the
 /// scheduler ever touches it.
 pub struct Server<S: Record> {
     server: Option<StatsServer<(), S>>,
-    socket: PathBuf,
+    socket: Socket,
     dir: Dir,
 }
 
@@ -61,11 +61,10 @@ impl<S: Record> Server<S> {
         let server = StatsServer::new(data).set_path(socket).launch();
         rustix::process::umask(before);
         let server = server.context("serving statistics")?;
-        fs::set_permissions(socket, Permissions::from_mode(SOCKET_MODE))
-            .with_context(|| format!("setting the mode of {}", socket.display()))?;
         Ok(Self {
             server: Some(server),
-            socket: socket.to_path_buf(),
+            socket: Socket::of(socket)
+                .with_context(|| format!("setting the mode of {}", socket.display()))?,
             dir,
         })
     }
@@ -80,13 +79,10 @@ impl<S: Record> Drop for Server<S> {
     fn drop(&mut self) {
         // It connects to its own socket to be woken, so the socket has to be there.
         self.server = None;
-        // A socket left behind would make clients believe that somebody is there. It may be gone already.
-        if let Err(err) = fs::remove_file(&self.socket)
-            && err.kind() != io::ErrorKind::NotFound
-        {
-            log::warn!("cannot remove {}: {err}", self.socket.display());
+        // A socket left behind would make clients believe that somebody is there.
+        if self.socket.remove() {
+            self.dir.put_back();
         }
-        self.dir.put_back();
     }
 }
 
@@ -174,6 +170,22 @@ mod tests {
         drop(server);
         assert!(!socket.exists() && !dir.exists());
         assert!(dir.parent().unwrap().exists());
+    }
+
+    /// One that is loaded while another is on its way out.
+    #[test]
+    fn a_successor_keeps_its_socket() {
+        let temp = tempfile::tempdir().unwrap();
+        let socket = temp.path().join("root/stats");
+        let first = Server::<Sample>::launch_at(&socket).unwrap();
+        let second = Server::<Sample>::launch_at(&socket).unwrap();
+        drop(first);
+        assert_eq!(
+            (mode(&temp.path().join("root")), mode(&socket)),
+            (0o750, 0o660)
+        );
+        drop(second);
+        assert!(!socket.exists());
     }
 
     #[test]
