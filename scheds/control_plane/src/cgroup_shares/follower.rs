@@ -103,6 +103,8 @@ pub(super) struct Follower {
     root: PathBuf,
     tree: Vec<Node>,
     tree_read: Option<Instant>,
+    /// Cgroups with a load that were not found when the tree was read: they are gone, or too deep in it.
+    missed: HashSet<u64>,
     loads: HashMap<u64, Mean>,
     loads_read: Option<Instant>,
     budget: Budget,
@@ -116,6 +118,7 @@ impl Follower {
             root: root.to_owned(),
             tree: Vec::new(),
             tree_read: None,
+            missed: HashSet::new(),
             loads: HashMap::new(),
             loads_read: None,
             budget: Budget::default(),
@@ -133,13 +136,21 @@ impl Follower {
         let stale = self
             .tree_read
             .is_none_or(|at| now.duration_since(at) >= REREAD);
-        let known: HashSet<u64> = self.tree.iter().map(|node| node.id).collect();
-        if stale || self.loads.keys().any(|id| !known.contains(id)) {
+        let is_new = |id: &u64| !self.missed.contains(id);
+        if stale || self.unknown().iter().any(is_new) {
             self.tree = tree::read(&self.root)
                 .with_context(|| format!("reading the cgroups in {}", self.root.display()))?;
             self.tree_read = Some(now);
+            self.missed = self.unknown();
         }
         Ok(self.changes())
+    }
+
+    /// Cgroups with a load that are not in the tree.
+    fn unknown(&self) -> HashSet<u64> {
+        let known: HashSet<u64> = self.tree.iter().map(|node| node.id).collect();
+        let ids = self.loads.keys().copied();
+        ids.filter(|id| !known.contains(id)).collect()
     }
 
     fn average(&mut self, sums: &HashMap<u64, Load>, now: Instant) {
@@ -345,6 +356,25 @@ mod tests {
         machine.now += REREAD;
         let changes = machine.observe(&[("a", 1)]);
         assert!(changes.contains(&(gone, None)), "{changes:?}");
+    }
+
+    /// It is gone, or deeper than anybody looks: the tree is read for it once, and then with the weights.
+    #[test]
+    fn what_is_not_there_is_looked_for_once() {
+        let mut machine = Machine::new(&[("a", 100), ("b", 100)]);
+        machine.observe(&[("a", 1), ("b", 1)]);
+        fs::remove_dir_all(machine.root.path().join("b")).unwrap();
+        machine.now += REREAD;
+        machine.observe(&[("a", 1)]);
+        let read = machine.shares.tree_read;
+        assert_eq!(read, Some(machine.now));
+        for _ in 0..5 {
+            machine.observe(&[("a", 1)]);
+        }
+        assert_eq!(machine.shares.tree_read, read);
+        machine.create("c", 100);
+        machine.observe(&[("a", 1), ("c", 1)]);
+        assert_eq!(machine.shares.tree_read, Some(machine.now));
     }
 
     #[test]
