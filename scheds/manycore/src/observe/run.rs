@@ -6,12 +6,14 @@ use std::mem::MaybeUninit;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitCode, ExitStatus};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag;
 
 use super::ObserveArgs;
 use super::meter::Config;
@@ -30,9 +32,18 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// If the meter can't be loaded here, or the command can't be started, or the output can't be written.
 pub(crate) fn run(args: &ObserveArgs) -> Result<ExitCode> {
     let stop = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&stop);
-    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))
-        .context("can't handle Ctrl-C")?;
+    // Which of these, or 0: that is for the command, too.
+    let told = Arc::new(AtomicUsize::new(0));
+    let handled = || -> std::io::Result<()> {
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            flag::register(signal, Arc::clone(&stop))?;
+        }
+        for signal in [SIGTERM, SIGHUP] {
+            flag::register_usize(signal, Arc::clone(&told), signal as usize)?;
+        }
+        Ok(())
+    };
+    handled().context("can't handle signals")?;
 
     let config = Config {
         by: args.by,
@@ -45,7 +56,7 @@ pub(crate) fn run(args: &ObserveArgs) -> Result<ExitCode> {
     let mut session = Session::begin(&mut object, config, args.transient_us * 1000)?;
 
     if !args.command.is_empty() {
-        return during_command(args, &mut session);
+        return during_command(args, &mut session, &told);
     }
     match args.duration {
         Some(seconds) => {
@@ -84,8 +95,13 @@ fn finish(args: &ObserveArgs, session: &mut Session<'_>) -> Result<()> {
     print(args, &session.report(&samples)?)
 }
 
-/// Ctrl-C reaches the command too; this process then waits for its end as usual.
-fn during_command(args: &ObserveArgs, session: &mut Session<'_>) -> Result<ExitCode> {
+/// Ctrl-C reaches the command too; other signals, which `told` has the number of, are passed on. This process then waits for
+/// its end as usual.
+fn during_command(
+    args: &ObserveArgs,
+    session: &mut Session<'_>,
+    told: &AtomicUsize,
+) -> Result<ExitCode> {
     let (program, rest) = args.command.split_first().context("no command")?;
     let mut child = Command::new(program)
         .args(rest)
@@ -97,6 +113,10 @@ fn during_command(args: &ObserveArgs, session: &mut Session<'_>) -> Result<ExitC
         .context("the command has no pid")?;
     let pidfd = pidfd_open(pid, PidfdFlags::empty()).context("can't watch the command")?;
     let watched = measure(session, |left| {
+        if let Some(signal) = Signal::from_named_raw(told.swap(0, Ordering::Relaxed) as i32) {
+            // It may have ended in this moment.
+            let _ = pidfd_send_signal(&pidfd, signal);
+        }
         let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
         let timeout = Timespec::try_from(left).context("bad timeout")?;
         match poll(&mut fds, Some(&timeout)) {
