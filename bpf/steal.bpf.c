@@ -192,12 +192,13 @@ void BPF_STRUCT_OPS(steal_enqueue, struct task_struct *p, u64 enq_flags)
 			cc->queued_at = now;
 		mark_queued(seat);
 		/*
-		 * For one that wakes up, select_cpu has looked for an idle CPU. One that
-		 * went idle since has not seen the mark.
+		 * For one that wakes up, select_cpu has looked for an idle CPU. One near
+		 * that went idle since has not seen the mark.
 		 */
-		if (!(enq_flags & SCX_ENQ_WAKEUP) || woke_in_place(enq_flags) ||
-		    (!partial && anybody_idles(seat)))
-			kick_idle_for(p, cpu);
+		if (!(enq_flags & SCX_ENQ_WAKEUP) || woke_in_place(enq_flags))
+			kick_idle_for(p, cpu, true);
+		else if (!partial && anybody_idles(seat))
+			kick_idle_for(p, cpu, false);
 	}
 	press(&cc->run, cpu, vtime, hurry_of(kind, enq_flags & SCX_ENQ_WAKEUP, pinned), now);
 }
@@ -365,7 +366,7 @@ void BPF_STRUCT_OPS(steal_tick, struct task_struct *p)
 	run_tick(&cc->run, p, now);
 	/* The first may be confined to busy CPUs, and another that waits be like the one that runs. */
 	if (!call_thief(cpu, seat))
-		kick_idle_for(p, cpu);
+		kick_idle_for(p, cpu, true);
 }
 
 void BPF_STRUCT_OPS(steal_update_idle, s32 cpu, bool idle)

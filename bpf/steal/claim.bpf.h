@@ -255,13 +255,16 @@ static s32 wait_near(struct task_struct *p __arg_trusted, s32 cpu)
 	return p->se.sum_exec_runtime < slice_ns ? wait_anywhere(p, cpu, seat->shard) : cpu;
 }
 
-/* @p waits on @cpu: let an idle CPU, if there is one, come and take it. Not static, so that it is verified once. */
-bool kick_idle_for(struct task_struct *p __arg_trusted, s32 cpu)
+/*
+ * @p waits on @cpu: let an idle CPU of its node, if there is one, come and take it; or
+ * else, if @far, one of another. Not static, so that it is verified once.
+ */
+bool kick_idle_for(struct task_struct *p __arg_trusted, s32 cpu, bool far)
 {
 	s32 idle = claim_near(p, cpu, false);
 	struct cpu_ctx *cc;
 
-	if (idle < 0)
+	if (idle < 0 && far)
 		idle = claim_far(p, cpu, false);
 	if (idle < 0)
 		return false;
@@ -291,7 +294,7 @@ static __noinline bool call_thief(s32 cpu, struct seat *seat)
 	bpf_for_each(scx_dsq, p, cpu, 0) {
 		if (!is_pinned(p, 0)) {
 			mark_queued(seat);
-			done = kick_idle_for(p, cpu) || runs_anywhere(p);
+			done = kick_idle_for(p, cpu, true) || runs_anywhere(p);
 			break;
 		}
 		if (++looks == THIEF_LOOKS)
