@@ -139,7 +139,7 @@ void BPF_STRUCT_OPS(steal_enqueue, struct task_struct *p, u64 enq_flags)
 	const struct class_entry *ce = class_of(p);
 	u32 kind = class_kind(ce);
 	u64 vtime, place, now, slice = class_slice(ce);
-	bool pinned, stream = enq_flags & SCX_ENQ_WAKEUP && sync_is_stream(p);
+	bool far, pinned, stream = enq_flags & SCX_ENQ_WAKEUP && sync_is_stream(p);
 
 	class_leave(p, kind);
 	stream_leave(p);
@@ -195,10 +195,9 @@ void BPF_STRUCT_OPS(steal_enqueue, struct task_struct *p, u64 enq_flags)
 		 * For one that wakes up, select_cpu has looked for an idle CPU. One near
 		 * that went idle since has not seen the mark.
 		 */
-		if (!(enq_flags & SCX_ENQ_WAKEUP) || woke_in_place(enq_flags))
-			kick_idle_for(p, cpu, true);
-		else if (!partial && anybody_idles(seat))
-			kick_idle_for(p, cpu, false);
+		far = !(enq_flags & SCX_ENQ_WAKEUP) || woke_in_place(enq_flags);
+		if (far || (!partial && anybody_idles(seat)))
+			kick_idle_for(p, cpu, far);
 	}
 	press(&cc->run, cpu, vtime, hurry_of(kind, enq_flags & SCX_ENQ_WAKEUP, pinned), now);
 }
