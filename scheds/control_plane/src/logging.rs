@@ -170,7 +170,14 @@ fn libbpf(level: PrintLevel, message: String) {
 mod tests {
     use super::*;
     use simplelog::{Config, WriteLogger};
-    use std::io::{Read, pipe};
+    use std::io::{PipeReader, Read, pipe};
+
+    /// One that prints into a pipe.
+    fn apart() -> (PipeReader, Apart) {
+        let (reader, writer) = pipe().unwrap();
+        let printer = WriteLogger::new(LevelFilter::Info, Config::default(), writer);
+        (reader, Apart::start(printer).unwrap())
+    }
 
     fn say(logger: &impl Log, text: &str) {
         logger.log(
@@ -183,13 +190,7 @@ mod tests {
 
     #[test]
     fn what_was_logged_is_printed_when_it_is_flushed() {
-        let (mut reader, writer) = pipe().unwrap();
-        let apart = Apart::start(WriteLogger::new(
-            LevelFilter::Info,
-            Config::default(),
-            writer,
-        ));
-        let apart = apart.unwrap();
+        let (mut reader, apart) = apart();
         say(&apart, "a word");
         apart.flush();
         let mut text = [0; 256];
@@ -201,13 +202,7 @@ mod tests {
     /// A pipe takes 64 KiB; whoever logs goes on all the same, and hears later that something is missing.
     #[test]
     fn a_reader_that_stops_holds_nobody_up() {
-        let (mut reader, writer) = pipe().unwrap();
-        let apart = Apart::start(WriteLogger::new(
-            LevelFilter::Info,
-            Config::default(),
-            writer,
-        ));
-        let apart = apart.unwrap();
+        let (mut reader, apart) = apart();
         let line = "x".repeat(1000);
         let started = Instant::now();
         for _ in 0..2 * ROOM {
