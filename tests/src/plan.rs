@@ -267,6 +267,8 @@ pub const CASES: &[Case] = &[
     scheduler("beside_batch", 1800),
     // Where a few more tasks than CPUs use most of the machine, none moves to another node for a moment's crowding.
     scheduler("stays_home", 900),
+    // Tasks whose memory is on a node without CPUs are at home on the nearest one with some.
+    scheduler("cpuless_home", 400),
     // Who computes gets its share beside others who run for a few microseconds at a time.
     scheduler("beside_messages", 400),
     // Cgroups get shares by their weights from their first moment on.
@@ -300,8 +302,6 @@ pub const CASES: &[Case] = &[
     sharing("no_idle_cpu", 400),
     // Tasks whose memory is on one node stay at home there, however long CPUs of others run them.
     sharing("memory_home", 400),
-    // The same for memory on a node without CPUs.
-    sharing("cpuless_home", 400),
     // A real-time task that keeps a CPU keeps nobody who was sent there.
     sharing("cpu_kept", 400),
     // Masks hold while they change under load.

@@ -19,7 +19,7 @@ const EACH: usize = 2;
 const LONG: Duration = Duration::from_secs(3);
 
 pub(crate) fn memory_home(setting: &Setting) -> Result<String> {
-    at_home_by_memory(setting, 1, 1)
+    at_home_by_memory(Daemon::lent(setting)?, 1, 1)
 }
 
 /// A node of memory only belongs to the CPUs that are nearest to it.
@@ -35,13 +35,12 @@ pub(crate) fn cpuless_home(setting: &Setting) -> Result<String> {
     let (nearest, _) = others
         .min_by_key(|(_, distance)| **distance)
         .context("one node")?;
-    at_home_by_memory(setting, memory as u32, nearest as u32)
+    at_home_by_memory(Daemon::start(setting, &[])?, memory as u32, nearest as u32)
 }
 
 /// Tasks whose memory is on that node of the kernel's are at home on the other.
-fn at_home_by_memory(setting: &Setting, memory: u32, home: u32) -> Result<String> {
+fn at_home_by_memory(daemon: Daemon, memory: u32, home: u32) -> Result<String> {
     let bind = format!("--membind={memory}");
-    let daemon = Daemon::lent(setting)?;
     let count = EACH * online()?.len();
     let before = Totals::read()?;
     // The command itself is at home on whatever node it starts; then it asks for memory of another.
