@@ -1,5 +1,5 @@
 //! scx_numa: NUMA-local. The policy is in `bpf/numa.bpf.c`; this is its daemon, which also evens out nodes that have been
-//! unequally busy for long (`balance`). Stopped, it misses nothing but that.
+//! unequally busy for long (`balance`).
 
 mod balance;
 mod bpf_intf;
@@ -108,33 +108,17 @@ impl Opts {
         rodata.remote_wait_ns = self.remote_wait_us * 1000;
         rodata.rehome_ns = self.rehome_ms * 1_000_000;
         rodata.strict = self.strict;
-        let with_memory = topology.memory_nodes();
-        let kernels = with_memory
-            .iter()
-            .flat_map(|node| topology.kernel_nodes(*node));
-        rodata.memory_nodes =
-            kernels.fold(0, |all, node| all | 1_u64.checked_shl(node.0).unwrap_or(0));
-        for (kernel, attached) in rodata.attached_to.iter_mut().enumerate() {
-            *attached = nearest_cpus(topology, kernel as u32);
+        rodata.memory_nodes = topology.kernel_memory_mask();
+        for (kernel, attached) in (0..).zip(&mut rodata.attached_to) {
+            *attached = topology.kernel_node_with_cpus(NodeId(kernel)).0;
         }
         let nodes = shards.nodes().len() as u32;
         maps.queue_ctxs
             .set_max_entries(shards.shards().len() as u32)
-            .context("sizing the table of queues")?;
-        maps.move_orders
-            .set_max_entries(nodes)
+            .and_then(|()| maps.move_orders.set_max_entries(nodes))
             .and_then(|()| maps.node_times.set_max_entries(nodes))
-            .context("sizing the tables of nodes")
+            .context("sizing the tables of queues and nodes")
     }
-}
-
-/// Of this node of the kernel's, or of the one with the nearest CPUs if it has none.
-fn nearest_cpus(topology: &Topology, kernel: u32) -> u32 {
-    let attached = topology
-        .node(NodeId(kernel))
-        .filter(|node| node.cpus.is_empty())
-        .and_then(|node| topology.node(node.attached_to)?.cpus.first());
-    attached.map_or(kernel, |&cpu| topology.kernel_node(cpu).0)
 }
 
 struct Scheduler<'o> {
@@ -187,9 +171,6 @@ impl Instance for Scheduler<'_> {
     }
 
     fn tick(&self) -> Result<()> {
-        if self.link.is_none() {
-            return Ok(());
-        }
         self.skel
             .progs
             .numa_call_for_unserved

@@ -107,6 +107,8 @@ fn what_is_written_is_read() {
     assert_eq!(found.distance(NodeId(0), NodeId(1)), 21);
     assert_eq!(found.node(NodeId(0)).unwrap().memory_bytes, 3000);
     assert_eq!(found.node(NodeId(9)).unwrap().attached_to, NodeId(0));
+    assert_eq!(found.kernel_node_with_cpus(NodeId(9)), NodeId(0));
+    assert_eq!(found.kernel_node_with_cpus(NodeId(0)), NodeId(0));
     assert_eq!(
         found.to_string(),
         "6 CPUs online of 8 possible, 4 cores, 3 LLCs, 3 nodes"

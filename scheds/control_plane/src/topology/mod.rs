@@ -237,6 +237,23 @@ impl Topology {
         }
     }
 
+    /// The first 64 of the kernel's nodes that have memory, a bit for each.
+    pub fn kernel_memory_mask(&self) -> u64 {
+        let with_memory = self.memory_nodes().into_iter();
+        with_memory
+            .flat_map(|node| self.kernel_nodes(node))
+            .fold(0, |all, node| all | 1_u64.checked_shl(node.0).unwrap_or(0))
+    }
+
+    /// This node of the kernel's, or, if it has no CPUs, the one of the nearest CPUs.
+    pub fn kernel_node_with_cpus(&self, kernel: NodeId) -> NodeId {
+        let nearest = self
+            .node(kernel)
+            .filter(|node| node.cpus.is_empty())
+            .and_then(|node| self.node(node.attached_to)?.cpus.first());
+        nearest.map_or(kernel, |&cpu| self.kernel_node(cpu))
+    }
+
     /// Distance between two nodes in the firmware's unit: 10 is local, 20 and more remote. Where the firmware gives
     /// none, 10 and 20, as the kernel assumes.
     pub fn distance(&self, from: NodeId, to: NodeId) -> u32 {
