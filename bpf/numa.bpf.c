@@ -85,14 +85,11 @@ s32 BPF_STRUCT_OPS(numa_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wak
 		waker = lookup_cpu_ctx(cpu);
 		seat = lookup_seat(cpu);
 		sh = seat ? lookup_shard(seat->shard) : NULL;
-		if (waker && sh) {
-			if (sync_is_long(&waker->sync) && !work_waits_for(sh, cpu))
-				sync_asks(&waker->sync);
-			if (sh->node == tc->node && !sync_is_long(&waker->sync) &&
-			    sync_may_stay(&waker->sync, p, cpu)) {
-				count(NUMA_WAKE_SYNC);
-				goto direct;
-			}
+		if (waker && sh && sh->node == tc->node &&
+		    sync_may_stay(&waker->sync, p, cpu,
+				  sync_is_long(&waker->sync) && work_waits_for(sh, cpu))) {
+			count(NUMA_WAKE_SYNC);
+			goto direct;
 		}
 	}
 	cpu = wake_flags & SCX_WAKE_FORK ? claim_new_home(p, tc) : -EBUSY;
@@ -261,17 +258,16 @@ static __always_inline bool replace(s32 cpu, struct task_struct *prev, struct cp
 {
 	u64 mine = run_vtime_now(&cc->run, prev);
 	struct queue_ctx *q = lookup_queue(seat->shard);
-	u64 first, other, floor;
+	u64 first, other;
 
 	if (!first_vtime(seat->shard, &first))
 		first = mine + 1;
 	if (scx_bpf_dsq_nr_queued(PINNED_DSQ(cpu)) > 0 &&
-	    first_vtime(PINNED_DSQ(cpu), &other) && time_before(other, first))
-		first = other;
+	    first_vtime(PINNED_DSQ(cpu), &other))
+		first = earlier(first, other);
 	/* Time goes on for those who join while it runs. */
-	floor = time_before(first, mine) ? first : mine;
-	if (q && time_before(q->clock, floor))
-		q->clock = floor;
+	if (q)
+		move_clock(&q->clock, earlier(first, mine));
 	if (time_after(prev->se.exec_start, cc->balance_at) && !class_is_urgent(first, mine)) {
 		cc->balance_at = prev->se.exec_start + slice_ns / 2;
 		if (balance(cc, seat)) {
@@ -366,13 +362,9 @@ void BPF_STRUCT_OPS(numa_running, struct task_struct *p)
 			  !fair_is_queued(p->scx.dsq_vtime));
 	vtime = fair_marked(vtime, seat->shard, 0);
 	p->scx.dsq_vtime = vtime;
-	/*
-	 * Who overtakes the queue must not take its clock along. Shared by the
-	 * cache's CPUs: written only if it changes.
-	 */
-	if (((cc->from_own && !class_head(class_kind(ce))) || !is_shard_queued(sh)) &&
-	    time_before(q->clock, vtime))
-		q->clock = vtime;
+	/* Who overtakes the queue must not take its clock along. */
+	if ((cc->from_own && !class_head(class_kind(ce))) || !is_shard_queued(sh))
+		move_clock(&q->clock, vtime);
 	cc->from_own = 0;
 	run_start(&cc->run, p, vtime);
 	class_start(&cc->run, ce, cpu);
@@ -387,13 +379,8 @@ static __always_inline void pass(u32 shard, s32 cpu, const struct task_struct *p
 	struct queue_ctx *q = lookup_queue(shard);
 	u64 vtime = p->scx.dsq_vtime, first = vtime;
 
-	if (!q || !fair_moves(q->clock, vtime) || !first_waiting(cpu, &first))
-		return;
-	if (time_after(first, vtime))
-		first = vtime;
-	/* Shared by the cache's CPUs. Of two that do it at once, one may not count. */
-	if (time_before(q->clock, first))
-		q->clock = first;
+	if (q && fair_moves(q->clock, vtime) && first_waiting(cpu, &first))
+		move_clock(&q->clock, earlier(first, vtime));
 }
 
 void BPF_STRUCT_OPS(numa_stopping, struct task_struct *p, bool runnable)

@@ -81,13 +81,9 @@ s32 BPF_STRUCT_OPS(steal_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wa
 	if (wake_flags & SCX_WAKE_SYNC) {
 		cpu = bpf_get_smp_processor_id();
 		waker = lookup_cpu_ctx(cpu);
-		if (waker) {
-			if (!waker->filled)
-				sync_asks(&waker->sync);
-			if (!sync_is_long(&waker->sync) && sync_may_stay(&waker->sync, p, cpu)) {
-				count(STEAL_WAKE_SYNC);
-				goto direct;
-			}
+		if (waker && sync_may_stay(&waker->sync, p, cpu, waker->filled)) {
+			count(STEAL_WAKE_SYNC);
+			goto direct;
 		}
 	}
 	cpu = nr_nodes > 1 ? claim_home(p, prev_cpu, wake_flags & SCX_WAKE_FORK) : -EBUSY;
@@ -234,8 +230,8 @@ static __always_inline bool replace(s32 cpu, struct task_struct *prev, struct cp
 
 	pace_note(&cc->pace, cc->clock, prev->se.exec_start);
 	/* Time goes on for those who join while it runs. */
-	next = time_before(first, mine) ? first : mine;
-	cc->clock = fair_clock(cc->clock, next);
+	next = earlier(first, mine);
+	move_clock(&cc->clock, next);
 	if (time_after(prev->se.exec_start, cc->balance_at) && !class_is_urgent(first, mine)) {
 		cc->balance_at = prev->se.exec_start + slice_ns / 2;
 		if (balance(cc, cpu, next))
@@ -312,7 +308,7 @@ void BPF_STRUCT_OPS(steal_running, struct task_struct *p)
 	p->scx.dsq_vtime = vtime;
 	/* Who overtakes the queue must not take its clock along. */
 	if ((cc->from_own && !class_head(class_kind(ce))) || !cc->filled)
-		cc->clock = fair_clock(cc->clock, vtime);
+		move_clock(&cc->clock, vtime);
 	cc->from_own = 0;
 	run_start(&cc->run, p, vtime);
 	class_start(&cc->run, ce, cpu);
@@ -330,7 +326,7 @@ static __always_inline void pass(struct cpu_ctx *cc, s32 cpu, const struct task_
 		return;
 	first_vtime(cpu, &first);
 	pace_note(&cc->pace, cc->clock, p->se.exec_start);
-	cc->clock = fair_clock(cc->clock, time_before(first, vtime) ? first : vtime);
+	move_clock(&cc->clock, earlier(first, vtime));
 }
 
 void BPF_STRUCT_OPS(steal_stopping, struct task_struct *p, bool runnable)

@@ -135,6 +135,10 @@ fn ends_at_the_timeout(space: &Space) -> Result<()> {
         took.as_secs()
     );
     ensure!(output.stdout == b"up\n", "what it printed before is lost");
+    ensure!(
+        said.contains("where its CPUs are, look 3: "),
+        "it is not said where its CPUs are: {said}"
+    );
     check_console(&output, "timeout of 45 s")
 }
 

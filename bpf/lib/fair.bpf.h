@@ -110,10 +110,19 @@ static __always_inline bool fair_moves(u64 clock, u64 vtime)
 	return time_after(vtime, clock + FAIR_SOME);
 }
 
-/* @p, of virtual runtime @vtime, starts to run from a queue with this clock. */
-static __always_inline u64 fair_clock(u64 clock, u64 vtime)
+static __always_inline u64 earlier(u64 a, u64 b)
 {
-	return time_before(clock, vtime) ? vtime : clock;
+	return time_before(a, b) ? a : b;
+}
+
+/*
+ * Have this clock show @vtime, unless it is past it. Where CPUs share it, it is written
+ * only if it changes; of two that move it at once, one may not count.
+ */
+static __always_inline void move_clock(u64 *clock, u64 vtime)
+{
+	if (time_before(*clock, vtime))
+		*clock = vtime;
 }
 
 /*

@@ -69,14 +69,14 @@ static __always_inline s8 *sync_trust(struct sync_ctx *sc, const struct task_str
 	return &sc->trust[waker->pid & (SYNC_WAKERS - 1)];
 }
 
-/* The CPU of @sc asks for a task, or nobody waits there. */
+/* The CPU of @sc asks for a task. */
 static __always_inline void sync_asks(struct sync_ctx *sc)
 {
 	if (sc->row)
 		sc->row = 0;
 }
 
-/* Is it time to look whether anybody waits for the CPU of @sc? */
+/* Have so many stayed in a row that who waits for the CPU of @sc comes first? */
 static __always_inline bool sync_is_long(const struct sync_ctx *sc)
 {
 	return sc->row >= SYNC_ROW;
@@ -88,9 +88,12 @@ static __always_inline void sync_start(struct sync_ctx *sc)
 	sc->state = SYNC_NONE;
 }
 
-/* The running task wakes @p with SCX_WAKE_SYNC: may @p stay on this CPU? */
+/*
+ * The running task wakes @p with SCX_WAKE_SYNC: may @p stay on this CPU? @others: there are
+ * such that wait for it, which is asked if sync_is_long() only.
+ */
 static __always_inline bool sync_may_stay(struct sync_ctx *sc, const struct task_struct *p,
-					  s32 this_cpu)
+					  s32 this_cpu, bool others)
 {
 	struct task_struct *waker = bpf_get_current_task_btf();
 
@@ -100,6 +103,11 @@ static __always_inline bool sync_may_stay(struct sync_ctx *sc, const struct task
 	sc->state = SYNC_SEEN;
 	if (!sync_stays)
 		return false;
+	if (sync_is_long(sc)) {
+		if (others)
+			return false;
+		sc->row = 0;
+	}
 	if (*sync_trust(sc, waker) < SYNC_TRUSTED ||
 	    waker->flags & PF_EXITING ||
 	    !(runs_anywhere(p) || bpf_cpumask_test_cpu(this_cpu, p->cpus_ptr)))

@@ -21,14 +21,14 @@ static __always_inline void count_woken(bool woken, u32 event)
 }
 
 /*
- * Take an idle CPU for @p in the node of @cpu, the nearest to it. With @prev_too, as it
- * wakes up, @cpu itself is one. Returns its id, or -EBUSY.
+ * Take an idle CPU for @p in the node of @cpu, the nearest to it: that one too if it has
+ * @woken up, and not if it waits there. Returns its id, or -EBUSY.
  */
-static s32 claim_near(struct task_struct *p __arg_trusted, s32 cpu, bool prev_too)
+static s32 claim_near(struct task_struct *p __arg_trusted, s32 cpu, bool woken)
 {
 	struct seat *seat = lookup_seat(cpu);
-	bool woken = prev_too;
 	struct shard *sh;
+	bool may_stay;
 	s32 idle;
 
 	if (!seat)
@@ -37,8 +37,8 @@ static s32 claim_near(struct task_struct *p __arg_trusted, s32 cpu, bool prev_to
 	if (!sh)
 		return -EBUSY;
 
-	prev_too = prev_too && bpf_cpumask_test_cpu(cpu, p->cpus_ptr);
-	if (prev_too && claim_cpu(seat, true)) {
+	may_stay = woken && bpf_cpumask_test_cpu(cpu, p->cpus_ptr);
+	if (may_stay && claim_cpu(seat, true)) {
 		count(STEAL_WAKE_PREV);
 		return cpu;
 	}
@@ -48,7 +48,7 @@ static s32 claim_near(struct task_struct *p __arg_trusted, s32 cpu, bool prev_to
 			count_woken(woken, STEAL_WAKE_LLC);
 			return idle;
 		}
-		if (prev_too && claim_cpu(seat, false)) {
+		if (may_stay && claim_cpu(seat, false)) {
 			count(STEAL_WAKE_PREV);
 			return cpu;
 		}

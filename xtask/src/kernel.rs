@@ -134,6 +134,11 @@ impl Kernel {
         self.dir.join("config")
     }
 
+    /// The addresses of its functions. Not there for a prebuilt one.
+    pub fn symbols(&self) -> PathBuf {
+        self.dir.join("System.map")
+    }
+
     /// One line for reports: name, release and tick rate.
     pub fn describe(&self) -> String {
         format!("{} ({}, HZ={})", self.name, self.release, self.hz)

@@ -1,6 +1,7 @@
 //! `cargo xtask vm`: virtual machines through virtme-ng, with this machine's files as theirs, read-only.
 
 pub mod clock;
+mod monitor;
 mod processes;
 pub mod run;
 mod rundir;

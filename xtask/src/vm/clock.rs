@@ -4,11 +4,9 @@
 use super::run::Accel;
 use crate::failure::Usage;
 use crate::workspace;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::ValueEnum;
 use serde::Serialize;
-use std::io::Write;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 /// Measured on t8: latencies are the same with half of it, and costs grow below.
@@ -91,9 +89,9 @@ impl Clock {
         }
     }
 
-    /// QEMU's options for it. The plugin writes its statistics when QEMU ends, which it does when `quit` asks for it
-    /// through the control socket.
-    pub fn qemu_options(self, stats: &Path, control: &Path) -> Result<Vec<String>> {
+    /// QEMU's options for it. The plugin writes its statistics when QEMU ends, which it does when `monitor::quit` asks
+    /// for it.
+    pub fn qemu_options(self, stats: &Path) -> Result<Vec<String>> {
         let Self::Virtual { quantum_ns } = self else {
             return Ok(Vec::new());
         };
@@ -107,8 +105,6 @@ impl Clock {
             // Any date: the same for each run, which the host's is not.
             "-rtc",
             "base=2026-01-01T00:00:00,clock=vm",
-            "-qmp",
-            &format!("unix:{},server=on,wait=off", control.display()),
             "-plugin",
             &format!(
                 "{},quantum_ns={quantum_ns},stats={}{}",
@@ -129,14 +125,6 @@ const PROFILE_VARIABLE: &str = "MANYCORE_PROFILE";
 fn profile_option() -> String {
     std::env::var(PROFILE_VARIABLE)
         .map_or_else(|_| String::new(), |path| format!(",profile={path}"))
-}
-
-/// Asks QEMU to end in order, which SIGKILL would not let it, and which it would complain about after a SIGTERM.
-pub fn quit(control: &Path) -> Result<()> {
-    let mut socket = UnixStream::connect(control).context("connecting to QEMU")?;
-    socket
-        .write_all(b"{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"quit\"}\n")
-        .context("asking QEMU to end")
 }
 
 fn plugin() -> Result<PathBuf> {

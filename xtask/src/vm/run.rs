@@ -1,6 +1,7 @@
 //! Boots one guest, watches it, and makes sure that nothing of it is left.
 
-use super::clock::{self, Clock};
+use super::clock::Clock;
+use super::monitor;
 use super::processes::{self, MARK};
 use super::rundir::RunDir;
 use super::stillness::Stillness;
@@ -139,6 +140,7 @@ fn once(cache: &Cache, spec: &Spec, sinks: [Sink; 2]) -> Result<(Outcome, bool, 
         pump(child.stderr.take(), stderr),
     ];
     let end = watch(spec, &dir, &mut child, began)?;
+    let place = hangs(&end).then(|| place(spec, &dir));
     stop(spec, &dir, &mut child)?;
     // A pump ends by itself when the last process of the run has closed its end.
     let sinks = pumps.map(|pump| pump.join().unwrap_or_else(|_| Box::new(std::io::sink())));
@@ -146,7 +148,7 @@ fn once(cache: &Cache, spec: &Spec, sinks: [Sink; 2]) -> Result<(Outcome, bool, 
     let stats = fs::read_to_string(dir.clock_stats()).unwrap_or_default();
     let outcome = Outcome {
         end,
-        console: String::from_utf8_lossy(&console).into_owned(),
+        console: String::from_utf8_lossy(&console).into_owned() + &place.unwrap_or_default(),
         clock_stats: serde_json::from_str(&stats).ok(),
     };
     Ok((outcome, has_started(&said(&dir)), sinks))
@@ -233,10 +235,8 @@ fn virtme(cache: &Cache, spec: &Spec, dir: &RunDir) -> Result<Command> {
     command
         .arg("--qemu-opts")
         .args(qemu_options(spec, dir))
-        .args(
-            spec.clock
-                .qemu_options(&dir.clock_stats(), &dir.control())?,
-        );
+        .args(monitor::qemu_options(&dir.control()))
+        .args(spec.clock.qemu_options(&dir.clock_stats())?);
     Ok(command)
 }
 
@@ -406,6 +406,20 @@ fn watch(spec: &Spec, dir: &RunDir, child: &mut Child, began: Instant) -> Result
     }
 }
 
+/// Was it ended, and not by its command?
+fn hangs(end: &End) -> bool {
+    !matches!(end, End::Exited(_) | End::Died { .. })
+}
+
+/// Where its CPUs are, for the end of the console.
+fn place(spec: &Spec, dir: &RunDir) -> String {
+    // It may be in the middle of its end.
+    monitor::where_cpus_are(&dir.control(), &spec.kernel.symbols()).map_or_else(
+        |error| format!("\nwhere its CPUs are isn't known: {error:#}\n"),
+        |text| format!("\n{text}"),
+    )
+}
+
 fn died(dir: &RunDir) -> End {
     let console = fs::read(dir.console()).unwrap_or_default();
     End::Died {
@@ -436,7 +450,7 @@ fn exit_code(status: &str) -> Option<u8> {
 /// Ends the guest. QEMU is killed rather than asked: it has nothing to save but a virtual clock's statistics.
 /// virtme-run sees its end and cleans up.
 fn stop(spec: &Spec, dir: &RunDir, child: &mut Child) -> Result<()> {
-    let asked = spec.clock != Clock::Real && clock::quit(&dir.control()).is_ok();
+    let asked = spec.clock != Clock::Real && monitor::quit(&dir.control()).is_ok();
     if !asked && let Some(qemu) = processes::qemu_of_run(dir.path()) {
         // It may be gone already.
         let _ = rustix::process::kill_process(qemu, rustix::process::Signal::KILL);

@@ -69,7 +69,7 @@ impl RunDir {
         self.path.join("clock.json")
     }
 
-    /// QEMU's control socket, where there is a virtual clock.
+    /// QEMU's control socket.
     pub fn control(&self) -> PathBuf {
         self.path.join("control")
     }
