@@ -125,13 +125,12 @@ direct:
 
 /* ---- queueing ---------------------------------------------------------- */
 
-/* If @p was in a queue and left it without being dispatched, count that. */
+/* If @p was in a queue and has not run since, count that: it was taken out, or back from a CPU. */
 static __always_inline void leave_queue(struct task_struct *p)
 {
 	if (fair_is_queued(p->scx.dsq_vtime)) {
 		p->scx.dsq_vtime &= ~FAIR_QUEUED;
-		if (!was_stuck(p->pid))
-			count(NUMA_DEQUEUED);
+		count(NUMA_DEQUEUED);
 	}
 }
 
@@ -150,8 +149,7 @@ void BPF_STRUCT_OPS(numa_enqueue, struct task_struct *p, u64 enq_flags)
 
 	class_leave(p, kind);
 	stream_leave(p);
-	if (!(enq_flags & SCX_ENQ_REENQ))
-		leave_queue(p);
+	leave_queue(p);
 	here = seat ? lookup_shard(seat->shard) : NULL;
 	/*
 	 * Its mask has just changed and this CPU is no longer in it: the kernel
@@ -242,8 +240,7 @@ static __noinline bool take_own(struct cpu_ctx *cc, s32 cpu, u32 shard)
 	    time_before(free, pinned) && take(cc, shard, NUMA_DISP_OWN))
 		return true;
 	if (scx_bpf_dsq_move_to_local(PINNED_DSQ(cpu), 0)) {
-		count(NUMA_DISP_PINNED);
-		cc->from_own = 1;
+		cc->from = NUMA_DISP_PINNED;
 		return true;
 	}
 	return take(cc, shard, NUMA_DISP_OWN);
@@ -352,20 +349,23 @@ void BPF_STRUCT_OPS(numa_running, struct task_struct *p)
 	struct queue_ctx *q = seat ? lookup_queue(seat->shard) : NULL;
 	struct shard *sh = seat ? lookup_shard(seat->shard) : NULL;
 	const struct class_entry *ce = class_of(p);
+	bool queued, own;
 	u64 vtime;
 
 	if (!cc || !q || !sh)
 		return;
 	class_leave(p, class_kind(ce));
 	stream_leave(p);
-	vtime = fair_join(p, q->clock, clock_of(p, q, seat->shard),
-			  !fair_is_queued(p->scx.dsq_vtime));
+	queued = fair_is_queued(p->scx.dsq_vtime);
+	if (queued)
+		count(cc->from);
+	own = queued && (cc->from == NUMA_DISP_OWN || cc->from == NUMA_DISP_PINNED);
+	vtime = fair_join(p, q->clock, clock_of(p, q, seat->shard), !queued);
 	vtime = fair_marked(vtime, seat->shard, 0);
 	p->scx.dsq_vtime = vtime;
 	/* Who overtakes the queue must not take its clock along. */
-	if ((cc->from_own && !class_head(class_kind(ce))) || !is_shard_queued(sh))
+	if ((own && !class_head(class_kind(ce))) || !is_shard_queued(sh))
 		move_clock(&q->clock, vtime);
-	cc->from_own = 0;
 	run_start(&cc->run, p, vtime);
 	class_start(&cc->run, ce, cpu);
 	sync_start(&cc->sync);

@@ -19,11 +19,11 @@
 enum numa_event {
 	NUMA_ENQ_HOME,		/* queued at home */
 	NUMA_ENQ_PINNED,	/* queued on the only CPU that may run it */
-	NUMA_DISP_OWN,		/* taken from the CPU's own cache's queue */
+	NUMA_DISP_OWN,		/* ran, taken from the CPU's own cache's queue */
 	NUMA_DISP_PINNED,	/* taken from the CPU's queue of pinned tasks */
 	NUMA_DISP_NODE,		/* taken from another cache of the node */
 	NUMA_DISP_REMOTE,	/* taken from another node: it waited too long */
-	NUMA_DEQUEUED,		/* left a queue without being dispatched */
+	NUMA_DEQUEUED,		/* left a queue, and did not run then */
 	NUMA_WAKE_PREV,		/* woken onto its previous CPU, idle, at home */
 	NUMA_WAKE_SYNC,		/* woken onto the waker's CPU, at home */
 	NUMA_WAKE_LLC,		/* woken onto an idle CPU of its home cache */

@@ -115,13 +115,12 @@ direct:
 	return cpu;
 }
 
-/* If @p was in a queue and left it without being dispatched, count that. */
+/* If @p was in a queue and has not run since, count that: it was taken out, or back from a CPU. */
 static __always_inline void leave_queue(struct task_struct *p)
 {
 	if (fair_is_queued(p->scx.dsq_vtime)) {
 		p->scx.dsq_vtime &= ~FAIR_QUEUED;
-		if (!was_stuck(p->pid))
-			count(STEAL_DEQUEUED);
+		count(STEAL_DEQUEUED);
 	}
 }
 
@@ -139,19 +138,17 @@ void BPF_STRUCT_OPS(steal_enqueue, struct task_struct *p, u64 enq_flags)
 
 	class_leave(p, kind);
 	stream_leave(p);
+	leave_queue(p);
 	/*
 	 * Its mask has just changed and this CPU is no longer in it: the kernel
 	 * will move it to one that is, and enqueue it again there.
 	 */
 	if (!cc || !seat || !bpf_cpumask_test_cpu(cpu, p->cpus_ptr)) {
-		leave_queue(p);
 		scx_bpf_dsq_insert(p, SCX_DSQ_GLOBAL, slice_ns, enq_flags);
 		count(STEAL_TRANSIT);
 		return;
 	}
 
-	if (!(enq_flags & SCX_ENQ_REENQ))
-		leave_queue(p);
 	if (here_is_leaving()) {
 		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns, enq_flags);
 		count(STEAL_TRANSIT);
@@ -207,8 +204,7 @@ static __always_inline bool take_own(struct cpu_ctx *cc, s32 cpu, struct seat *s
 		mark_drained(seat);
 		return false;
 	}
-	count(STEAL_DISP_OWN);
-	cc->from_own = 1;
+	cc->from = STEAL_DISP_OWN;
 	cc->run.hurry = 0;
 	if (scx_bpf_dsq_nr_queued(cpu) <= 0) {
 		cc->filled = 0;
@@ -290,6 +286,7 @@ void BPF_STRUCT_OPS(steal_running, struct task_struct *p)
 	struct cpu_ctx *cc = lookup_cpu_ctx(cpu);
 	const struct class_entry *ce = class_of(p);
 	u64 vtime, from;
+	bool queued, own;
 
 	if (!cc)
 		return;
@@ -297,19 +294,22 @@ void BPF_STRUCT_OPS(steal_running, struct task_struct *p)
 	class_leave(p, class_kind(ce));
 	stream_leave(p);
 	vtime = p->scx.dsq_vtime;
+	queued = fair_is_queued(vtime);
+	if (queued)
+		count(cc->from);
+	own = queued && cc->from == STEAL_DISP_OWN;
 	from = cc->clock;
 	if (fair_frame(vtime) != cpu) {
 		from = clock_it_left(cc, vtime);
 		/* One that is new has left nothing there. */
-		if (vtime && nr_nodes > 1 && (p->se.sum_exec_runtime || fair_is_queued(vtime)))
+		if (vtime && nr_nodes > 1 && (p->se.sum_exec_runtime || queued))
 			note_trip(p, cpu, fair_frame(vtime));
 	}
-	vtime = fair_marked(fair_join(p, cc->clock, from, !fair_is_queued(vtime)), cpu, 0);
+	vtime = fair_marked(fair_join(p, cc->clock, from, !queued), cpu, 0);
 	p->scx.dsq_vtime = vtime;
 	/* Who overtakes the queue must not take its clock along. */
-	if ((cc->from_own && !class_head(class_kind(ce))) || !cc->filled)
+	if ((own && !class_head(class_kind(ce))) || !cc->filled)
 		move_clock(&cc->clock, vtime);
-	cc->from_own = 0;
 	run_start(&cc->run, p, vtime);
 	class_start(&cc->run, ce, cpu);
 	sync_start(&cc->sync);

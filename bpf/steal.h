@@ -16,12 +16,12 @@
 enum steal_event {
 	STEAL_ENQ_FREE,		/* queued on a CPU, for anybody to take */
 	STEAL_ENQ_PINNED,	/* queued on the only CPU that may run it */
-	STEAL_DISP_OWN,		/* taken by the CPU from its own queue */
+	STEAL_DISP_OWN,		/* ran, taken by the CPU from its own queue */
 	STEAL_DISP_SMT,		/* stolen from the core's other thread */
 	STEAL_DISP_LLC,		/* stolen within the last-level cache */
 	STEAL_DISP_NODE,	/* stolen from another cache of the node */
 	STEAL_DISP_REMOTE,	/* stolen from another node */
-	STEAL_DEQUEUED,		/* left a queue without being dispatched */
+	STEAL_DEQUEUED,		/* left a queue, and did not run then */
 	STEAL_WAKE_PREV,	/* woken onto its previous CPU, which was idle */
 	STEAL_WAKE_SYNC,	/* woken onto the waker's CPU, which was to sleep */
 	STEAL_WAKE_LLC,		/* woken onto an idle CPU of the same cache */

@@ -24,10 +24,8 @@
 #define STUCK_QUEUES	0
 #endif
 
-/* What the last look found. */
-static s32 stuck_tids[STUCK_MOST];
+/* How many the last look found, and when that was, in jiffies. */
 static u32 nr_stuck;
-/* When that was, in jiffies. */
 static u64 stuck_looked_at;
 
 /* Has @p waited since before @since, but may run elsewhere? */
@@ -114,24 +112,12 @@ int find_stuck(struct bpf_iter__bpf_map *ctx)
 		tid = stuck_on(cpu, since);
 		if (!tid)
 			continue;
-		stuck_tids[found] = tid;
 		nr_stuck = found + 1;
 		count(STUCK_FOUND);
 		bpf_seq_write(ctx->meta->seq, &tid, sizeof(tid));
 	}
 	stuck_looked_at = bpf_jiffies64();
 	return 0;
-}
-
-/* Is it as it was stuck that this task left a queue? Then it was a local one, and it had been dispatched. */
-bool was_stuck(s32 tid)
-{
-	u32 i;
-
-	for (i = 0; i < STUCK_MOST; i++)
-		if (i < nr_stuck && stuck_tids[i] == tid)
-			return true;
-	return false;
 }
 
 #endif /* __MANYCORE_STUCK_BPF_H */

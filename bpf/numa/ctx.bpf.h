@@ -61,7 +61,7 @@ struct cpu_ctx {
 	u64 balance_at;		/* when to compare queues next */
 	u32 turn;		/* queue to compare the own one with next */
 	u32 hint;		/* 1 + the shard that whoever woke this CPU points to */
-	u32 from_own;		/* the next task was the first of its queue */
+	u32 from;		/* which DISP_* the next task will be, once it runs */
 	struct late_look late;
 	struct sync_ctx sync;
 	struct room room;	/* of the node that it looks at */

@@ -66,8 +66,7 @@ static __noinline bool take(struct cpu_ctx *cc, u32 id, u32 event)
 			mark_shard_drained(id, sh);
 		return false;
 	}
-	cc->from_own = event == NUMA_DISP_OWN;
-	count(event);
+	cc->from = event;
 	return true;
 }
 

@@ -39,7 +39,7 @@ struct cpu_ctx {
 	u32 after;		/* with which number to begin, counts up */
 	u32 hint;		/* 1 + the CPU that whoever woke this one points to */
 	u8 filled;		/* its queue may have tasks; written with its runqueue locked, so there 0 is sure */
-	u8 from_own;		/* the next task was the first of its queue */
+	u8 from;		/* which DISP_* the next task will be, once it runs */
 	u8 goes_far;		/* it took a task from another node when it compared queues last */
 	struct late_look late;
 	struct sync_ctx sync;

@@ -35,7 +35,7 @@ static __noinline bool steal_from(struct cpu_ctx *cc, u32 victim, u32 event)
 		count(STEAL_PROBES_EMPTY);
 		return false;
 	}
-	count(event);
+	cc->from = event;
 	if (scx_bpf_dsq_nr_queued(victim) <= 0)
 		drained(seat, victim);
 	return true;
@@ -44,7 +44,7 @@ static __noinline bool steal_from(struct cpu_ctx *cc, u32 victim, u32 event)
 /* What a CPU that looks for work is after. */
 struct hunt {
 	s32 cpu;		/* the thief */
-	u32 event;		/* to count if it succeeds */
+	u32 event;		/* what it is if it succeeds */
 	u64 wait_ns;		/* how long its prey has to have waited */
 	u64 again_ns;		/* when one that was too fresh will have; 0: there was none */
 };
@@ -266,7 +266,7 @@ static __always_inline bool waits_beside(const struct seat *seat)
 struct fair_look {
 	u32 shard;		/* or NO_SHARD */
 	u32 round;		/* how often all shards have had their turn: which word of this one's */
-	u32 event;		/* to count if a task is taken from there */
+	u32 event;		/* what it is if a task is taken from there */
 	s64 least;		/* what that has to be worth, ns */
 };
 

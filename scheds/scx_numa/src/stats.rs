@@ -38,7 +38,7 @@ pub struct Stats {
     )]
     pub disp_remote: u64,
     #[stat(
-        desc = "tasks that left a queue otherwise: new affinity or policy, or end of the scheduler",
+        desc = "tasks that left a queue and did not run then: new affinity or policy, another class took the CPU, or end of the scheduler",
         _unit = "tasks"
     )]
     pub dequeued: u64,

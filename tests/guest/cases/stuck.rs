@@ -1,7 +1,7 @@
 //! Who waits in the local queue of a CPU that a task of a higher class keeps.
 
 use super::checker::{HELD, held};
-use super::stats::Totals;
+use super::stats::{self, Totals};
 use crate::Setting;
 use crate::broken::Broken;
 use crate::cpus::{Cpus, mask, online};
@@ -128,12 +128,12 @@ fn leave_it_to_us() -> Result<()> {
 pub(crate) fn cpu_kept(setting: &Setting) -> Result<String> {
     let mut daemon = Daemon::lent(setting)?;
     let before = freed()?;
-    let load = Load::start(online()?.len(), Work::Sleep)?;
+    let load = Load::start(3 * online()?.len(), Work::Sleep)?;
     leave_it_to_us()?;
     let keeper = Keeper::start()?;
     for time in 0..KEPT_TIMES {
         keeper.tell(KEEP);
-        std::thread::sleep(KEPT_FOR);
+        flip(&load)?;
         load.check_progress(FREED)
             .with_context(|| format!("while the CPU is kept for the {time}th time"))?;
         keeper.tell(SLEEP);
@@ -147,8 +147,28 @@ pub(crate) fn cpu_kept(setting: &Setting) -> Result<String> {
         });
     drop(load);
     daemon.check_alive()?;
+    // Who was sent to the CPU and taken away from there has been counted as often as others.
+    let counted = stats::on_quiet_machine()?;
     daemon.stop()?;
-    Ok(format!("a CPU was kept {KEPT_TIMES} times{freed}"))
+    Ok(format!(
+        "a CPU was kept {KEPT_TIMES} times{freed}; {counted}"
+    ))
+}
+
+/// Takes all out of whatever queue they are in, again and again, for the time for which a CPU is kept.
+fn flip(load: &Load) -> Result<()> {
+    let all: Cpus = online()?.into_iter().collect();
+    let mut fewer = all.clone();
+    fewer.pop_last();
+    let until = Instant::now() + KEPT_FOR;
+    for set in [&fewer, &all].into_iter().cycle() {
+        load.set_cpus(set)?;
+        std::thread::sleep(FLIP);
+        if Instant::now() > until && std::ptr::eq(set, &all) {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// How many the daemon has freed, if it counts them.
@@ -158,8 +178,10 @@ pub(super) fn freed() -> Result<Option<u64>> {
 
 /// How often, and for how long at least, a CPU is kept, and how long it is not in between.
 const KEPT_TIMES: u32 = 40;
-const KEPT_FOR: Duration = Duration::from_millis(100);
+const KEPT_FOR: Duration = Duration::from_millis(200);
 const PAUSE: Duration = Duration::from_millis(30);
+/// Between two changes of masks: those that nobody may find there yet are taken out as well as those that were freed.
+const FLIP: Duration = Duration::from_millis(20);
 
 /// What the thread is told.
 const SLEEP: u8 = 0;
