@@ -118,10 +118,8 @@ direct:
 /* If @p was in a queue and has not run since, count that: it was taken out, or back from a CPU. */
 static __always_inline void leave_queue(struct task_struct *p)
 {
-	if (fair_is_queued(p->scx.dsq_vtime)) {
-		p->scx.dsq_vtime &= ~FAIR_QUEUED;
+	if (fair_left(p))
 		count(STEAL_DEQUEUED);
-	}
 }
 
 /* ---- queueing ---------------------------------------------------------- */

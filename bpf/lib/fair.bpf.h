@@ -71,6 +71,16 @@ static __always_inline bool fair_is_queued(u64 vtime)
 	return vtime & FAIR_QUEUED;
 }
 
+/* @p leaves the queue that it waits in, if it does, without running. Did it? */
+static __always_inline bool fair_left(struct task_struct *p)
+{
+	bool queued = fair_is_queued(p->scx.dsq_vtime);
+
+	if (queued)
+		p->scx.dsq_vtime &= ~FAIR_QUEUED;
+	return queued;
+}
+
 /* Whose clock @vtime was made with. */
 static __always_inline u32 fair_frame(u64 vtime)
 {

@@ -115,8 +115,12 @@ pub fn passed_already() -> BTreeSet<String> {
         return passed;
     };
     let version = version();
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let text = fs::read_to_string(entry.path()).unwrap_or_default();
+    let files = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut paths: Vec<_> = files.map(|entry| entry.path()).collect();
+    // What was kept of an earlier run comes first.
+    paths.sort();
+    for path in paths {
+        let text = fs::read_to_string(path).unwrap_or_default();
         // A line that was cut off is of a run to be repeated.
         let records = text
             .lines()

@@ -13,6 +13,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+/// What the kernel's build calls the addresses of its functions, and so do we.
+const SYMBOLS: &str = "System.map";
+
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -136,7 +139,7 @@ impl Kernel {
 
     /// The addresses of its functions. Not there for a prebuilt one.
     pub fn symbols(&self) -> PathBuf {
-        self.dir.join("System.map")
+        self.dir.join(SYMBOLS)
     }
 
     /// One line for reports: name, release and tick rate.

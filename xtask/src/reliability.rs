@@ -22,7 +22,7 @@ const VERIFIED: &str = "verified";
 ///
 /// Example:
 ///   export MANYCORE_RESULTS=/tmp/results
-///   cargo xtask test --full -- 6.12/t8/scx_rr/fault
+///   cargo xtask test --full --fresh -- 6.12/t8/scx_rr/fault
 ///   cargo xtask reliability /tmp/results
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
@@ -30,7 +30,7 @@ pub struct Args {
     /// Folders of new results
     results: Vec<PathBuf>,
     /// Where the page's results are kept
-    #[arg(long, default_value_os_t = workspace::root().join("docs/reliability.jsonl"))]
+    #[arg(long, default_value_os_t = results::kept())]
     records: PathBuf,
     /// Where to write the page
     #[arg(long, short, default_value_os_t = workspace::root().join("docs/reliability.md"))]
@@ -51,20 +51,15 @@ pub fn run(args: &Args) -> Result<()> {
     let (faults, others): (Vec<_>, Vec<_>) =
         records.iter().cloned().partition(|record| record.fault);
     ensure!(!faults.is_empty(), "there are no results about faults");
-    let mut lines = String::new();
-    for record in &records {
-        lines += &serde_json::to_string(record).context("writing a result")?;
-        lines.push('\n');
-    }
-    fs::write(&args.records, lines)
+    fs::write(&args.records, results::lines(&records)?)
         .with_context(|| format!("writing {}", args.records.display()))?;
     fs::write(&args.output, page(&faults, &others))
         .with_context(|| format!("writing {}", args.output.display()))
 }
 
-/// What the page is about, of both: where there are new results of a case in a guest, those.
+/// Of both, where there are new results of a case in a guest, those.
 fn merged(mut kept: Vec<Record>, mut new: Vec<Record>) -> Vec<Record> {
-    new.retain(|record| !record.was_not_run() && (record.fault || record.case == VERIFIED));
+    new.retain(|record| !record.was_not_run());
     let renewed: BTreeSet<_> = new.iter().map(Record::trial).collect();
     kept.retain(|record| !renewed.contains(&record.trial()));
     kept.extend(new);
@@ -81,6 +76,7 @@ fn page(records: &[Record], others: &[Record]) -> String {
         .replace("{faults}", &table(records, true))
         .replace("{failures}", &failures(records))
         .replace("{verified}", &verified(others))
+        .replace("{matrix}", &matrix(records, others))
 }
 
 /// Each version, with what was tried at it.
@@ -157,6 +153,40 @@ fn longest_wait(message: &str) -> Option<u64> {
 
 /// A scheduler, if it is about one, and a guest.
 type Column<'a> = (&'a str, &'a str);
+
+/// A row for each guest, a column for each scheduler: how many cases passed when they ran last, of how many.
+fn matrix(faults: &[Record], others: &[Record]) -> String {
+    let mut last = BTreeMap::new();
+    for record in faults.iter().chain(others) {
+        last.insert(record.trial(), record);
+    }
+    let mut columns = BTreeSet::new();
+    let mut rows: BTreeMap<&str, BTreeMap<Option<&str>, (usize, usize)>> = BTreeMap::new();
+    for record in last.into_values() {
+        let column = record.scheduler.as_deref();
+        columns.insert(column);
+        let row = rows.entry(&record.guest).or_default();
+        let (passed, of) = row.entry(column).or_default();
+        *passed += usize::from(record.ok);
+        *of += 1;
+    }
+    let mut text = String::from("| guest |");
+    for column in &columns {
+        let _ = write!(text, " {} |", column.unwrap_or("none"));
+    }
+    let _ = write!(text, "\n|---|{}\n", "---|".repeat(columns.len()));
+    for (guest, row) in rows {
+        let _ = write!(text, "| {guest} |");
+        for column in &columns {
+            let cell = row
+                .get(column)
+                .map(|(passed, of)| format!("{passed} of {of}"));
+            let _ = write!(text, " {} |", cell.unwrap_or_default());
+        }
+        text.push('\n');
+    }
+    text
+}
 
 /// A row for each case, a column for each scheduler and kernel.
 fn table(records: &[Record], of_schedulers: bool) -> String {
@@ -235,13 +265,10 @@ mod tests {
             record("6.12/t8", "fault_rt", false, "old"),
             record("debian/t8", "fault_rt", true, "kept"),
         ];
-        let mut passed = record("6.12/t8", "loads", true, "not on the page");
-        passed.fault = false;
         let new = vec![
             record("6.12/t8", "fault_rt", true, "first"),
             record("6.12/t8", "fault_rt", true, "second"),
             record("6.12/t8", "faults", false, "not run: the guest had gone"),
-            passed,
         ];
         let merged = merged(kept, new);
         let messages: Vec<_> = merged.iter().map(|it| it.message.as_str()).collect();
@@ -258,9 +285,18 @@ mod tests {
             record("6.12/t8", "fault_rt", true, &waits(345)),
             record("6.12/t8", "fault_rt", false, "1 violations: at 3 s\nmore"),
         ];
-        let others = ["12 programs; last time 13", "14 programs; last time 12"]
-            .map(|message| record("6.12/t8", "verified", true, message));
+        let mut others = ["12 programs; last time 13", "14 programs; last time 12"]
+            .map(|message| record("6.12/t8", "verified", true, message))
+            .to_vec();
+        others.push(record("debian/t1", "loads", true, "fine"));
         let page = page(&records, &others);
+        // The fault failed when it ran last.
+        assert!(
+            page.contains(
+                "| guest | scx_rr |\n|---|---|\n| 6.12/t8 | 1 of 2 |\n| debian/t1 | 1 of 1 |"
+            ),
+            "{page}"
+        );
         assert!(
             page.contains("| scx_rr | 6.12/t8 | 14 programs |\n"),
             "{page}"

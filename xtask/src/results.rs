@@ -7,7 +7,7 @@ use comfy_table::Table;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// One run of a case.
@@ -16,6 +16,8 @@ pub struct Record {
     pub version: String,
     /// `6.12/t8`
     pub guest: String,
+    #[serde(default)]
+    pub kernel: String,
     pub scheduler: Option<String>,
     pub case: String,
     pub what: String,
@@ -23,6 +25,8 @@ pub struct Record {
     pub bounds: Option<Bounds>,
     pub ok: bool,
     pub message: String,
+    #[serde(default)]
+    pub seconds: f64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +83,36 @@ pub fn read_file(path: &Path) -> Result<Vec<Record>> {
         .lines()
         .filter_map(|line| serde_json::from_str(line).ok())
         .collect())
+}
+
+/// What the checkout keeps of runs of the full set.
+pub fn kept() -> PathBuf {
+    workspace::root().join("docs/reliability.jsonl")
+}
+
+/// Has a folder begin with what `kept` has of this version, which may have been run on another machine.
+///
+/// # Errors
+/// If `kept` can't be read, or the folder can't be written to.
+pub fn take_over(dir: &Path, kept: &Path, version: &str) -> Result<()> {
+    let mut records = read_file(kept)?;
+    records.retain(|record| record.version == version);
+    // By its name, it comes before those of the guests.
+    let path = dir.join("0-kept.jsonl");
+    fs::write(&path, lines(&records)?).with_context(|| format!("writing {}", path.display()))
+}
+
+/// As they are kept: a line of JSON for each.
+///
+/// # Errors
+/// Not that we know.
+pub fn lines(records: &[Record]) -> Result<String> {
+    let mut lines = String::new();
+    for record in records {
+        lines += &serde_json::to_string(record).context("putting a result into JSON")?;
+        lines.push('\n');
+    }
+    Ok(lines)
 }
 
 /// All but what no test in a guest looks at, as git pathspecs.
@@ -171,6 +205,27 @@ pub mod tests {
             }),
             ok,
             message: message.into(),
+            kernel: "6.12".into(),
+            seconds: 1.5,
+        }
+    }
+
+    #[test]
+    fn what_is_kept_of_this_version_comes_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let kept = dir.path().join("kept");
+        let mut old = record("6.12/t8", "loads", true, "another version's");
+        old.version = "0".into();
+        let before = record("6.12/t8", "fair", false, "before");
+        fs::write(&kept, lines(&[old, before]).unwrap()).unwrap();
+        let now = record("6.12/t8", "fair", true, "now");
+        let of_guest = dir.path().join("6.12_t8.jsonl");
+        fs::write(of_guest, lines(&[now]).unwrap()).unwrap();
+        for _again in 0..2 {
+            take_over(dir.path(), &kept, "1").unwrap();
+            let records = read(dir.path()).unwrap();
+            let messages: Vec<_> = records.iter().map(|it| it.message.as_str()).collect();
+            assert_eq!(messages, ["before", "now"]);
         }
     }
 

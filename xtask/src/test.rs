@@ -36,8 +36,8 @@ pub struct Args {
     /// Install what is missing without asking
     #[arg(long, short)]
     yes: bool,
-    /// Run the full set but for what has passed since anything other than pages changed, and show
-    /// a table of all cases
+    /// Run the full set but for what has passed since anything other than pages changed, here or
+    /// as docs/reliability.jsonl has it, and show a table of all cases
     #[arg(long)]
     full: bool,
     /// With --full: run everything again
@@ -124,6 +124,7 @@ fn keeping(cache: &Cache, fresh: bool) -> Result<(PathBuf, Vec<(&'static str, Os
     // What has changed since a commit may have changed since a run, too.
     let is_commit = version.is_some_and(|version| !version.ends_with("-dirty"));
     if is_commit && !fresh {
+        results::take_over(&dir, &results::kept(), &name)?;
         envs.push(("MANYCORE_RESUME", "1".into()));
     }
     Ok((dir, envs))

@@ -1,6 +1,6 @@
 //! Kernels built here, from Debian's source package and the fragments of `vm/kconfig/`.
 
-use super::{Kernel, Source, cached};
+use super::{Kernel, SYMBOLS, Source, cached};
 use crate::apt::PrivateApt;
 use crate::cache::Cache;
 use crate::tools::hex;
@@ -71,7 +71,7 @@ pub fn build(cache: &Cache, name: &str, source: &Source) -> Result<Kernel> {
         };
         copy("arch/x86/boot/bzImage", "vmlinuz")?;
         copy(".config", "config")?;
-        copy("System.map", "System.map")?;
+        copy(SYMBOLS, SYMBOLS)?;
         let release = fs::read_to_string(source.join("include/config/kernel.release"))?;
         Kernel::seal(name, &version, release.trim(), stage)?;
         crate::cache::remove_all(&tree)

@@ -65,13 +65,15 @@ pub fn where_cpus_are(control: &Path, map: &Path) -> Result<String> {
     ask(json!({ "execute": "qmp_capabilities" }))?;
     let mut told = String::new();
     for look in 1..=LOOKS {
+        if look > 1 {
+            sleep(BETWEEN);
+        }
         let registers = ask(json!({
             "execute": "human-monitor-command",
             "arguments": { "command-line": "info registers -a" },
         }))?;
         let cpus = describe(registers.as_str().unwrap_or_default(), &symbols);
         let _ = writeln!(told, "where its CPUs are, look {look}: {cpus}");
-        sleep(BETWEEN);
     }
     Ok(told)
 }
