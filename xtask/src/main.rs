@@ -12,6 +12,7 @@ mod failure;
 mod host;
 mod interrupt;
 mod kernel;
+mod markdown;
 mod qemu;
 mod reliability;
 mod results;

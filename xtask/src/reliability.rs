@@ -1,7 +1,7 @@
 //! `cargo xtask reliability`: the page about faults, from the results of test runs.
 
-use crate::results::{self, Record};
-use crate::workspace;
+use crate::markdown;
+use crate::results::{self, Bounds, Record};
 use anyhow::{Context, Result, ensure};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -33,27 +33,24 @@ pub struct Args {
     #[arg(long, default_value_os_t = results::kept())]
     records: PathBuf,
     /// Where to write the page
-    #[arg(long, short, default_value_os_t = workspace::root().join("docs/reliability.md"))]
+    #[arg(long, short, default_value_os_t = results::kept().with_extension("md"))]
     output: PathBuf,
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let kept = if args.records.exists() {
-        results::read_file(&args.records)?
-    } else {
-        Vec::new()
-    };
+    let kept = results::read_file(&args.records)?;
     let mut new = Vec::new();
     for dir in &args.results {
         new.extend(results::read(dir)?);
     }
     let records = merged(kept, new);
-    let (faults, others): (Vec<_>, Vec<_>) =
-        records.iter().cloned().partition(|record| record.fault);
-    ensure!(!faults.is_empty(), "there are no results about faults");
+    ensure!(
+        records.iter().any(|record| record.fault),
+        "there are no results about faults"
+    );
     fs::write(&args.records, results::lines(&records)?)
         .with_context(|| format!("writing {}", args.records.display()))?;
-    fs::write(&args.output, page(&faults, &others))
+    fs::write(&args.output, page(&records))
         .with_context(|| format!("writing {}", args.output.display()))
 }
 
@@ -68,15 +65,17 @@ fn merged(mut kept: Vec<Record>, mut new: Vec<Record>) -> Vec<Record> {
     kept
 }
 
-fn page(records: &[Record], others: &[Record]) -> String {
+fn page(records: &[Record]) -> String {
+    let faults: Vec<_> = records.iter().filter(|record| record.fault).collect();
     PAGE.replace("{versions}", &versions(records))
-        .replace("{runs}", &records.len().to_string())
-        .replace("{bounds}", &bounds(records))
-        .replace("{checker}", &table(records, false))
-        .replace("{faults}", &table(records, true))
-        .replace("{failures}", &failures(records))
-        .replace("{verified}", &verified(others))
-        .replace("{matrix}", &matrix(records, others))
+        .replace("{all}", &records.len().to_string())
+        .replace("{runs}", &faults.len().to_string())
+        .replace("{bounds}", &bounds(&faults))
+        .replace("{checker}", &table(&faults, false))
+        .replace("{faults}", &table(&faults, true))
+        .replace("{failures}", &failures(&faults))
+        .replace("{verified}", &verified(records))
+        .replace("{matrix}", &matrix(records))
 }
 
 /// Each version, with what was tried at it.
@@ -105,15 +104,14 @@ fn verified(records: &[Record]) -> String {
         let scheduler = record.scheduler.as_deref().unwrap_or_default();
         rows.insert((scheduler, record.guest.as_str()), now);
     }
-    let mut text =
-        String::from("| scheduler | guest | what the verifier looked at |\n|---|---|---|\n");
-    for ((scheduler, guest), now) in rows {
-        let _ = writeln!(text, "| {scheduler} | {guest} | {now} |");
-    }
-    text
+    markdown::table(
+        ["scheduler", "guest", "what the verifier looked at"],
+        rows.into_iter()
+            .map(|((scheduler, guest), now)| [scheduler, guest, now].map(str::to_owned).to_vec()),
+    )
 }
 
-fn bounds(records: &[Record]) -> String {
+fn bounds(records: &[&Record]) -> String {
     let mut rows = BTreeMap::new();
     for record in records {
         if let (Some(scheduler), Some(bounds)) = (&record.scheduler, record.bounds) {
@@ -130,19 +128,23 @@ fn bounds(records: &[Record]) -> String {
             *most = (*most).max(waited);
         }
     }
-    let mut text = String::from(
-        "| scheduler | no task waits for longer than | no CPU idles beside work for longer than | longest wait seen |\n\
-         |---|---|---|---|\n",
-    );
-    for (scheduler, (bounds, most)) in rows {
-        let most = most.map_or_else(|| "-".into(), |ms: u64| format!("{ms} ms"));
-        let _ = writeln!(
-            text,
-            "| {scheduler} | {} ms | {} ms | {most} |",
-            bounds.wait_ms, bounds.idle_ms
-        );
-    }
-    text
+    let row = |(scheduler, (bounds, most)): (&str, (Bounds, Option<u64>))| {
+        vec![
+            scheduler.to_owned(),
+            format!("{} ms", bounds.wait_ms),
+            format!("{} ms", bounds.idle_ms),
+            most.map_or_else(|| "-".into(), |ms| format!("{ms} ms")),
+        ]
+    };
+    markdown::table(
+        [
+            "scheduler",
+            "no task waits for longer than",
+            "no CPU idles beside work for longer than",
+            "longest wait seen",
+        ],
+        rows.into_iter().map(row),
+    )
 }
 
 /// From a message of the checker's.
@@ -152,76 +154,67 @@ fn longest_wait(message: &str) -> Option<u64> {
 }
 
 /// A scheduler, if it is about one, and a guest.
-type Column<'a> = (&'a str, &'a str);
+type Column<'a> = (Option<&'a str>, &'a str);
 
-/// A row for each guest, a column for each scheduler: how many cases passed when they ran last, of how many.
-fn matrix(faults: &[Record], others: &[Record]) -> String {
-    let mut last = BTreeMap::new();
-    for record in faults.iter().chain(others) {
-        last.insert(record.trial(), record);
-    }
+/// A row for each guest, a column for each scheduler: how many cases passed when they ran last, of how many, and the time and
+/// the versions of these runs.
+fn matrix(records: &[Record]) -> String {
     let mut columns = BTreeSet::new();
-    let mut rows: BTreeMap<&str, BTreeMap<Option<&str>, (usize, usize)>> = BTreeMap::new();
-    for record in last.into_values() {
+    let mut passed: BTreeMap<(&str, Option<&str>), (usize, usize)> = BTreeMap::new();
+    let mut rows: BTreeMap<&str, (f64, BTreeSet<&str>)> = BTreeMap::new();
+    for record in results::last_runs(records) {
         let column = record.scheduler.as_deref();
         columns.insert(column);
-        let row = rows.entry(&record.guest).or_default();
-        let (passed, of) = row.entry(column).or_default();
-        *passed += usize::from(record.ok);
+        let (ok, of) = passed.entry((&record.guest, column)).or_default();
+        *ok += usize::from(record.ok);
         *of += 1;
+        let (seconds, versions) = rows.entry(&record.guest).or_default();
+        *seconds += record.seconds;
+        versions.insert(&record.version);
     }
-    let mut text = String::from("| guest |");
-    for column in &columns {
-        let _ = write!(text, " {} |", column.unwrap_or("none"));
-    }
-    let _ = write!(text, "\n|---|{}\n", "---|".repeat(columns.len()));
-    for (guest, row) in rows {
-        let _ = write!(text, "| {guest} |");
-        for column in &columns {
-            let cell = row
-                .get(column)
-                .map(|(passed, of)| format!("{passed} of {of}"));
-            let _ = write!(text, " {} |", cell.unwrap_or_default());
-        }
-        text.push('\n');
-    }
-    text
+    let mut header = vec!["guest"];
+    header.extend(columns.iter().map(|column| column.unwrap_or("none")));
+    header.extend(["minutes", "version"]);
+    let row = |(guest, (seconds, versions)): (&str, (f64, BTreeSet<&str>))| {
+        let mut row = vec![guest.to_owned()];
+        row.extend(columns.iter().map(|column| {
+            let cell = passed.get(&(guest, *column));
+            cell.map_or_else(String::new, |(ok, of)| format!("{ok} of {of}"))
+        }));
+        row.push(format!("{:.1}", seconds / 60.0));
+        row.push(versions.into_iter().collect::<Vec<_>>().join(", "));
+        row
+    };
+    markdown::table(header, rows.into_iter().map(row))
 }
 
-/// A row for each case, a column for each scheduler and kernel.
-fn table(records: &[Record], of_schedulers: bool) -> String {
+/// A row for each case, a column for each scheduler and guest.
+fn table(records: &[&Record], of_schedulers: bool) -> String {
     let records = records
         .iter()
-        .filter(|r| r.scheduler.is_some() == of_schedulers);
+        .filter(|record| record.scheduler.is_some() == of_schedulers);
     let mut columns = BTreeSet::new();
     let mut rows: BTreeMap<(&str, &str), BTreeMap<Column<'_>, Vec<&Record>>> = BTreeMap::new();
-    for record in records {
-        let column = (
-            record.scheduler.as_deref().unwrap_or_default(),
-            record.guest.as_str(),
-        );
+    for &record in records {
+        let column = (record.scheduler.as_deref(), record.guest.as_str());
         columns.insert(column);
         let row = rows.entry((&record.case, &record.what)).or_default();
         row.entry(column).or_default().push(record);
     }
-    let mut text = String::from("| case | what happens |");
-    for (scheduler, guest) in &columns {
-        let space = if scheduler.is_empty() { "" } else { " " };
-        let _ = write!(text, " {scheduler}{space}{guest} |");
-    }
-    let _ = write!(text, "\n|---|---|{}\n", "---|".repeat(columns.len()));
-    for ((case, what), row) in rows {
-        let _ = write!(text, "| `{case}` | {what} |");
-        for column in &columns {
-            let _ = write!(
-                text,
-                " {} |",
-                row.get(column).map(|runs| cell(runs)).unwrap_or_default()
-            );
-        }
-        text.push('\n');
-    }
-    text
+    let mut header = ["case", "what happens"].map(str::to_owned).to_vec();
+    header.extend(columns.iter().map(|(scheduler, guest)| match scheduler {
+        Some(scheduler) => format!("{scheduler} {guest}"),
+        None => (*guest).to_owned(),
+    }));
+    let row = |((case, what), of_columns): ((&str, &str), BTreeMap<_, Vec<_>>)| {
+        let mut row = vec![format!("`{case}`"), what.to_owned()];
+        row.extend(columns.iter().map(|column| {
+            let runs = of_columns.get(column);
+            runs.map_or_else(String::new, |runs| cell(runs))
+        }));
+        row
+    };
+    markdown::table(header, rows.into_iter().map(row))
 }
 
 /// `3 of 3, 215 ms`: runs that passed, and the longest wait of any of them.
@@ -235,7 +228,7 @@ fn cell(runs: &[&Record]) -> String {
     format!("{passed} of {}{waited}", runs.len())
 }
 
-fn failures(records: &[Record]) -> String {
+fn failures(records: &[&Record]) -> String {
     let mut text = String::new();
     for record in records.iter().filter(|record| !record.ok) {
         let scheduler = record.scheduler.as_deref().unwrap_or("machine");
@@ -280,20 +273,22 @@ mod tests {
         let waits = |ms: u64| {
             format!("9 times; no violation, longest wait {ms} ms of 5000 (spin 7, CPU 1)")
         };
-        let records = [
+        let of_others = |guest: &str, case: &str, message: &str| Record {
+            fault: false,
+            ..record(guest, case, true, message)
+        };
+        let page = page(&[
             record("6.12/t8", "fault_rt", true, &waits(12)),
             record("6.12/t8", "fault_rt", true, &waits(345)),
             record("6.12/t8", "fault_rt", false, "1 violations: at 3 s\nmore"),
-        ];
-        let mut others = ["12 programs; last time 13", "14 programs; last time 12"]
-            .map(|message| record("6.12/t8", "verified", true, message))
-            .to_vec();
-        others.push(record("debian/t1", "loads", true, "fine"));
-        let page = page(&records, &others);
+            of_others("6.12/t8", "verified", "12 programs; last time 13"),
+            of_others("6.12/t8", "verified", "14 programs; last time 12"),
+            of_others("debian/t1", "loads", "fine"),
+        ]);
         // The fault failed when it ran last.
         assert!(
             page.contains(
-                "| guest | scx_rr |\n|---|---|\n| 6.12/t8 | 1 of 2 |\n| debian/t1 | 1 of 1 |"
+                "| guest | scx_rr | minutes | version |\n|---|---|---|---|\n| 6.12/t8 | 1 of 2 | 0.1 | 1 |\n| debian/t1 | 1 of 1 | 0.0 | 1 |"
             ),
             "{page}"
         );

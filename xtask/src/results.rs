@@ -7,11 +7,12 @@ use comfy_table::Table;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// One run of a case.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     pub version: String,
     /// `6.12/t8`
@@ -72,12 +73,15 @@ pub fn read(dir: &Path) -> Result<Vec<Record>> {
     Ok(records)
 }
 
-/// All of a file.
+/// All of a file; nothing, if there is none.
 ///
 /// # Errors
 /// If it can't be read.
 pub fn read_file(path: &Path) -> Result<Vec<Record>> {
-    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    let text = match fs::read_to_string(path) {
+        Err(err) if err.kind() == ErrorKind::NotFound => String::new(),
+        text => text.with_context(|| format!("reading {}", path.display()))?,
+    };
     // A line that was cut off says nothing.
     Ok(text
         .lines()
@@ -90,16 +94,22 @@ pub fn kept() -> PathBuf {
     workspace::root().join("docs/reliability.jsonl")
 }
 
-/// Has a folder begin with what `kept` has of this version, which may have been run on another machine.
+/// Has a folder begin with what `kept` has of this version, but for what it has itself: the rest may have been run on another
+/// machine.
 ///
 /// # Errors
-/// If `kept` can't be read, or the folder can't be written to.
+/// If `kept` or the folder can't be read, or the folder can't be written to.
 pub fn take_over(dir: &Path, kept: &Path, version: &str) -> Result<()> {
-    let mut records = read_file(kept)?;
-    records.retain(|record| record.version == version);
     // By its name, it comes before those of the guests.
     let path = dir.join("0-kept.jsonl");
-    fs::write(&path, lines(&records)?).with_context(|| format!("writing {}", path.display()))
+    let write = |records: &[Record]| {
+        fs::write(&path, lines(records)?).with_context(|| format!("writing {}", path.display()))
+    };
+    write(&[])?;
+    let own = read(dir)?;
+    let mut records = read_file(kept)?;
+    records.retain(|record| record.version == version && !own.contains(record));
+    write(&records)
 }
 
 /// As they are kept: a line of JSON for each.
@@ -146,20 +156,25 @@ fn version_of(dir: &Path, paths: &[&str]) -> Option<String> {
     Some(format!("{commit}{dirty}")).filter(|_| !commit.is_empty())
 }
 
-/// Those that failed when they ran last.
-pub fn failed(records: &[Record]) -> Vec<&Record> {
+/// The last run of each trial.
+pub fn last_runs(records: &[Record]) -> impl Iterator<Item = &Record> {
     let last: BTreeMap<_, _> = records
         .iter()
         .map(|record| (record.trial(), record))
         .collect();
-    last.into_values().filter(|record| !record.ok).collect()
+    last.into_values()
+}
+
+/// Those that failed when they ran last.
+pub fn failed(records: &[Record]) -> Vec<&Record> {
+    last_runs(records).filter(|record| !record.ok).collect()
 }
 
 /// A row for each case, a column for each guest; the last run of each counts.
 pub fn cells(records: &[Record]) -> Table {
     let guests: BTreeSet<&str> = records.iter().map(|record| record.guest.as_str()).collect();
     let mut rows: BTreeMap<(Option<&str>, &str), BTreeMap<&str, &Record>> = BTreeMap::new();
-    for record in records {
+    for record in last_runs(records) {
         let row = (record.scheduler.as_deref(), record.case.as_str());
         rows.entry(row).or_default().insert(&record.guest, record);
     }
@@ -226,7 +241,13 @@ pub mod tests {
             let records = read(dir.path()).unwrap();
             let messages: Vec<_> = records.iter().map(|it| it.message.as_str()).collect();
             assert_eq!(messages, ["before", "now"]);
+            // As if the folder's were kept meanwhile: none of them is there twice.
+            fs::write(&kept, lines(&records).unwrap()).unwrap();
         }
+        fs::remove_file(&kept).unwrap();
+        take_over(dir.path(), &kept, "1").unwrap();
+        let records = read(dir.path()).unwrap();
+        assert_eq!(records.len(), 1, "nothing is kept");
     }
 
     #[test]

@@ -3,7 +3,9 @@
 use super::results::{Outcome, Results, Row};
 use super::stats::Verdict;
 use super::text::{OBSERVATIONS, checks, observations, short, title};
+use crate::markdown;
 use std::fmt::Write as _;
+use std::iter::once;
 
 /// One page about all of these.
 pub fn page(all: &[Results]) -> String {
@@ -57,18 +59,13 @@ fn table(results: &Results) -> String {
         .iter()
         .filter(|scheduler| results.failure(&scheduler.name).is_none())
         .collect();
-    let mut text = String::from("| workload |");
-    for scheduler in &shown {
-        let _ = write!(text, " {} |", scheduler.title);
-    }
-    text += "\n|---|";
-    text += &"---|".repeat(shown.len());
-    text.push('\n');
-    let rows = results.rows();
+    let header = shown.iter().map(|scheduler| scheduler.title.as_str());
+    let all = results.rows();
+    let mut rows = Vec::new();
     let mut from = 0;
-    while from < rows.len() {
-        let heading = title(&rows[from]);
-        let line: Vec<_> = rows[from..]
+    while from < all.len() {
+        let heading = title(&all[from]);
+        let line: Vec<_> = all[from..]
             .iter()
             .take_while(|row| title(row) == heading)
             .collect();
@@ -77,18 +74,18 @@ fn table(results: &Results) -> String {
             super::workload::Better::Higher => " (higher is better)",
             super::workload::Better::Lower => "",
         };
-        let _ = write!(text, "| {heading}{higher} |");
-        for row in line {
-            if shown
-                .iter()
-                .any(|scheduler| scheduler.name == row.scheduler.name)
-            {
-                let _ = write!(text, " {} |", cell(row));
-            }
-        }
-        text.push('\n');
+        let mut row = vec![format!("{heading}{higher}")];
+        row.extend(
+            line.into_iter()
+                .filter(|row| {
+                    let mut names = shown.iter().map(|scheduler| &scheduler.name);
+                    names.any(|name| *name == row.scheduler.name)
+                })
+                .map(cell),
+        );
+        rows.push(row);
     }
-    text
+    markdown::table(once("workload").chain(header), rows)
 }
 
 /// A figure of the baseline, a ratio of others; a figure too where the baseline's is 0, or none.
@@ -142,16 +139,10 @@ fn reasons(results: &Results) -> String {
     if rows.is_empty() {
         return String::new();
     }
-    let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
-    let mut text = format!(
-        "\nWhy, as `manycore observe` saw it in one more run of each:\n\n{}|{}\n",
-        line(&OBSERVATIONS.map(String::from)),
-        "---|".repeat(OBSERVATIONS.len())
-    );
-    for row in rows {
-        text += &line(&row);
-    }
-    text
+    format!(
+        "\nWhy, as `manycore observe` saw it in one more run of each:\n\n{}",
+        markdown::table(OBSERVATIONS, rows)
+    )
 }
 
 /// Of what a scheduler said in failing, the first words and its last error: what is between is its log, with colours and
