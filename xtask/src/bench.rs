@@ -16,6 +16,7 @@ pub mod plan;
 mod plots;
 mod progress;
 mod provision;
+mod renew;
 pub mod results;
 pub mod schedulers;
 pub mod session;
@@ -97,7 +98,8 @@ pub struct Args {
     /// Compare two results.json (or their folders) instead of measuring
     #[arg(long, num_args = 2, value_names = ["OLD", "NEW"], exclusive = true)]
     compare: Option<Vec<PathBuf>>,
-    /// Write a page of documentation from results instead of measuring
+    /// Write results into a page of documentation instead of measuring; they take the place of what the page has of the same
+    /// guest, workload and schedulers
     #[arg(long, num_args = 2.., value_names = ["FILE", "RESULTS"], exclusive = true)]
     docs: Option<Vec<PathBuf>>,
     /// Write one report.html of several results, with plots from few CPUs to many, instead of measuring
@@ -126,7 +128,8 @@ pub fn run(args: &Args) -> Result<()> {
         return compare::run(&Results::read(old)?, &Results::read(new)?);
     }
     if let Some([out, from @ ..]) = args.docs.as_deref() {
-        return publish(out, from, markdown::page);
+        let old = workspace::read_if_there(out)?;
+        return publish(out, from, |all| renew::page(&old, &markdown::page(all)));
     }
     if let Some([out, from @ ..]) = args.html.as_deref() {
         return publish(out, from, html::page);
@@ -159,7 +162,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// Writes a page about results that there are already.
-fn publish(out: &Path, from: &[PathBuf], page: fn(&[Results]) -> String) -> Result<()> {
+fn publish(out: &Path, from: &[PathBuf], page: impl Fn(&[Results]) -> String) -> Result<()> {
     let all: Vec<Results> = from
         .iter()
         .map(|path| Results::read(path))

@@ -7,7 +7,6 @@ use comfy_table::Table;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -78,10 +77,7 @@ pub fn read(dir: &Path) -> Result<Vec<Record>> {
 /// # Errors
 /// If it can't be read.
 pub fn read_file(path: &Path) -> Result<Vec<Record>> {
-    let text = match fs::read_to_string(path) {
-        Err(err) if err.kind() == ErrorKind::NotFound => String::new(),
-        text => text.with_context(|| format!("reading {}", path.display()))?,
-    };
+    let text = workspace::read_if_there(path)?;
     // A line that was cut off says nothing.
     Ok(text
         .lines()

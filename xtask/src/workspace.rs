@@ -4,6 +4,8 @@ use crate::cmd;
 use crate::host;
 use crate::ui::step;
 use anyhow::{Context, Result};
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -11,6 +13,14 @@ use std::process::Command;
 pub fn root() -> &'static Path {
     let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
     xtask.parent().unwrap_or(xtask)
+}
+
+/// The text of a file that may not be there yet, which is empty then.
+pub fn read_if_there(path: &Path) -> Result<String> {
+    match fs::read_to_string(path) {
+        Err(err) if err.kind() == ErrorKind::NotFound => Ok(String::new()),
+        text => text.with_context(|| format!("reading {}", path.display())),
+    }
 }
 
 /// The folder of the daemons' binaries: that of this very tool, so that both are of one profile.
