@@ -403,8 +403,8 @@ pub const CASES: &[Case] = &[
     ),
     fault(
         "reload",
-        1500,
-        "loaded and unloaded 50 times (10 on more than 16 CPUs), and by two daemons at once",
+        750,
+        "loaded and unloaded 25 times (10 on more than 16 CPUs), and by two daemons at once",
     ),
     fault(
         "faults",

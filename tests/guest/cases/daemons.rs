@@ -131,8 +131,9 @@ fn again(setting: &Setting) -> Result<()> {
 /// Loaded and unloaded many times in a row, and by two at once, of which one wins and the other says who did.
 pub(crate) fn reload(setting: &Setting) -> Result<String> {
     const AT_ONCE: u32 = 5;
-    // Once takes a quarter of a minute where many CPUs take turns on the host's few.
-    let times = if online()?.len() > FEW_CPUS { 10 } else { 50 };
+    // With four schedulers and two kernels, that is 200 times. Once takes a quarter of a minute where many CPUs take turns
+    // on the host's few.
+    let times = if online()?.len() > FEW_CPUS { 10 } else { 25 };
     let started = Instant::now();
     let load = Load::start(2, Work::Spin)?;
     let enabled = enabled_times()?;

@@ -222,7 +222,7 @@ const SECOND_KERNEL: Pick = Pick::AllBut(&[
     "memory_home",
     "stopped_daemon",
 ]);
-/// Of the faults, the one that has no bounds to keep, and takes a third of the time of all: another guest may run beside.
+/// Of the faults, the one that has no bounds to keep, and takes long: another guest may run beside.
 const RELOAD: Pick = Pick::Only(&["reload"]);
 /// Machines as nobody builds them.
 const ODD: Pick = Pick::Only(&["topology", "topo", "odd"]);
