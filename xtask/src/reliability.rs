@@ -67,7 +67,7 @@ fn merged(mut kept: Vec<Record>, mut new: Vec<Record>) -> Vec<Record> {
 
 fn page(records: &[Record]) -> String {
     let faults: Vec<_> = records.iter().filter(|record| record.fault).collect();
-    PAGE.replace("{versions}", &versions(records))
+    PAGE.replace("{versions}", &versions(&faults))
         .replace("{all}", &records.len().to_string())
         .replace("{runs}", &faults.len().to_string())
         .replace("{bounds}", &bounds(&faults))
@@ -79,7 +79,7 @@ fn page(records: &[Record]) -> String {
 }
 
 /// Each version, with what was tried at it.
-fn versions(records: &[Record]) -> String {
+fn versions(records: &[&Record]) -> String {
     let mut tried: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for record in records {
         let of = record.scheduler.as_deref().unwrap_or("the checker");

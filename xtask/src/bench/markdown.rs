@@ -77,10 +77,7 @@ fn table(results: &Results) -> String {
         let mut row = vec![format!("{heading}{higher}")];
         row.extend(
             line.into_iter()
-                .filter(|row| {
-                    let mut names = shown.iter().map(|scheduler| &scheduler.name);
-                    names.any(|name| *name == row.scheduler.name)
-                })
+                .filter(|row| results.failure(&row.scheduler.name).is_none())
                 .map(cell),
         );
         rows.push(row);
