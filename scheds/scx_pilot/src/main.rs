@@ -127,12 +127,7 @@ fn main() -> ExitCode {
     };
     let control = thread::Builder::new()
         .name("pilot-control".to_string())
-        .spawn(move || {
-            if schedules {
-                scheduler::step_aside();
-            }
-            control_plane::start(&pilot)
-        });
+        .spawn(move || control_plane::start(&pilot));
     match control {
         Ok(control) => {
             scheduler::serve(&inbox);

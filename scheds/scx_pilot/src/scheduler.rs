@@ -11,7 +11,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
-use std::{env, io};
+use std::{env, fs, io};
 
 use anyhow::{Result, anyhow};
 use control_plane::lifecycle::Anew;
@@ -104,6 +104,7 @@ impl Remote {
             exit,
         };
         let gone = || anyhow!("the thread that schedules is gone");
+        step_aside();
         self.orders.send(order).map_err(|_| gone())?;
         if let Err(err) = is_attached.recv().map_err(|_| gone())? {
             if hotplug_seq() == before {
@@ -128,7 +129,7 @@ impl Remote {
 /// for minutes. But not as a real-time one: what is bound to its CPU would wait for all of that.
 fn anew(counters: &[u64]) -> Anew {
     let words: Vec<String> = counters.iter().map(u64::to_string).collect();
-    set_policy(libc::SCHED_OTHER, 0);
+    set_policy(OWN, libc::SCHED_OTHER, 0);
     set_nice(-20);
     let mut command = Command::new(own_program());
     command.args(env::args_os().skip(1));
@@ -142,21 +143,32 @@ fn own_program() -> PathBuf {
     file.unwrap_or_else(|| "/proc/self/exe".into())
 }
 
-/// Takes this thread, and those that it will start, out of what this daemon schedules: as real-time threads they run, and
-/// end, whatever the main thread does. They have little to do.
-pub(crate) fn step_aside() {
-    set_policy(libc::SCHED_RR, 1);
+/// Takes all threads but the main one, and those that they will start, out of what this daemon schedules: as real-time ones
+/// they run, and end, whatever the main thread does. They have little to do from now on, and had much before: what is bound
+/// to their CPU would have waited for that.
+fn step_aside() {
+    let tasks = fs::read_dir("/proc/self/task").into_iter().flatten();
+    let tids = tasks
+        .flatten()
+        .filter_map(|task| task.file_name().to_str()?.parse().ok());
+    let main = std::process::id() as i32;
+    for tid in tids.filter(|tid| *tid != main) {
+        set_policy(tid, libc::SCHED_RR, 1);
+    }
 }
 
-fn set_policy(policy: i32, priority: i32) {
+/// This thread.
+const OWN: i32 = 0;
+
+fn set_policy(tid: i32, policy: i32, priority: i32) {
     let param = libc::sched_param {
         sched_priority: priority,
     };
     // SAFETY: the pointer is to a whole sched_param, which the kernel only reads during the call.
-    let done = unsafe { libc::sched_setscheduler(0, policy, &raw const param) };
+    let done = unsafe { libc::sched_setscheduler(tid, policy, &raw const param) };
     if done != 0 {
         let err = io::Error::last_os_error();
-        log::debug!("setting this thread's scheduling policy to {policy}: {err}");
+        log::debug!("setting the scheduling policy of thread {tid} to {policy}: {err}");
     }
 }
 
