@@ -18,7 +18,7 @@
  * changed once it waits for a CPU, but many may have come since who go before it.
  *
  * And that one which was sent to a CPU that a task of a higher class then keeps is to be
- * decided on anew (lib/stuck.bpf.h).
+ * decided on anew, and a CPU that was not woken for one be woken (lib/stuck.bpf.h).
  */
 #include <scx/common.bpf.h>
 #include "lib/late.bpf.h"
@@ -34,6 +34,7 @@ const volatile u32 nr_cpu_ids = 1;
 #define STUCK_FOUND 0
 /* scx_rustland_core has. */
 #define STUCK_QUEUES 1
+#define SLEEPS_ON(cpu, since) waits_for(cpu, cpu, since)
 #include "lib/stuck.bpf.h"
 
 /* CPUs that are looked at for one that runs batch. */

@@ -172,6 +172,15 @@ static __always_inline bool anybody_idles(struct seat *seat)
 	return (w && any_bit(w->idle)) || (nw && PEEK(nw->idle) & ~(1ULL << (sh->index & 63)));
 }
 
+/* Is @cpu taken for busy, whatever it does? Not one that is going offline. */
+static __always_inline bool looks_busy(s32 cpu)
+{
+	struct seat *seat = lookup_seat(cpu);
+	struct shard_words *w = seat ? words_of_shard(seat->shard) : NULL;
+
+	return w && !seat->leaving && !(PEEK(w->idle[seat->word & (SHARD_WORDS - 1)]) & seat->bit);
+}
+
 /* Mark @cpu busy. */
 static __always_inline void mark_busy(struct seat *seat)
 {

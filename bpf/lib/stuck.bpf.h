@@ -10,6 +10,12 @@
  *
  * So a thread of the daemon's, a real-time one itself, looks ten times a second, and has
  * the kernel enqueue such a task anew (scheds/control_plane/src/stuck.rs).
+ *
+ * It also looks for CPUs that sleep on: a task picks an idle CPU, which counts as busy
+ * from then on, and the kick that is to wake it gets lost. That happens at load, and when
+ * the machine was suspended: the kernel (Linux 6.12 to 7.3) hands the tasks of one CPU
+ * after the other to the policy, and drops all kicks that come from the CPU which does
+ * that, until its own turn comes. Such a CPU is kicked again.
  */
 #ifndef __MANYCORE_STUCK_BPF_H
 #define __MANYCORE_STUCK_BPF_H
@@ -22,6 +28,14 @@
 /* The policy has queues with the ids of CPUs, which these alone serve. */
 #ifndef STUCK_QUEUES
 #define STUCK_QUEUES	0
+#endif
+
+/*
+ * Does @cpu, which idles, sleep on beside work from before @since, or look busy to all
+ * others? A policy that doesn't say how to tell trusts that something else wakes it.
+ */
+#ifndef SLEEPS_ON
+#define SLEEPS_ON(cpu, since)	false
 #endif
 
 /* How many the last look found, and when that was, in jiffies. */
@@ -58,6 +72,42 @@ s32 stuck_in(u64 dsq, u64 since)
 	return found;
 }
 
+/* Does anybody wait in the policy's queue @dsq since before @since who may run on @cpu? Not static, as above. */
+bool waits_for(u64 dsq, u32 cpu, u64 since)
+{
+	struct bpf_iter_scx_dsq it;
+	struct task_struct *p;
+	bool found = false;
+	u32 i;
+
+	if (!bpf_iter_scx_dsq_new(&it, dsq, 0)) {
+		bpf_for(i, 0, STUCK_DEEP) {
+			p = bpf_iter_scx_dsq_next(&it);
+			if (!p)
+				break;
+			if (bpf_cpumask_test_cpu(cpu, p->cpus_ptr) &&
+			    time_before(p->scx.runnable_at, since)) {
+				found = true;
+				break;
+			}
+		}
+	}
+	bpf_iter_scx_dsq_destroy(&it);
+	return found;
+}
+
+/* Wakes @cpu if it sleeps on. Then it returns what stands for that CPU where others have ids of tasks, and else 0. */
+s32 wake_sleeper(u32 cpu)
+{
+	u64 since = stuck_looked_at;
+	struct rq *rq = bpf_per_cpu_ptr(&runqueues, cpu);
+
+	if (!rq || !rq->online || BPF_CORE_READ(rq, curr, pid) || !(SLEEPS_ON(cpu, since)))
+		return 0;
+	scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
+	return -1 - (s32)cpu;
+}
+
 /*
  * Who is, in the local queue of @cpu, where a task of a higher class runs, or in the
  * policy's queue of that name, if nobody else serves it? Or 0. Not static, so that it is
@@ -90,9 +140,9 @@ s32 stuck_on(u32 cpu, u64 since)
 }
 
 /*
- * Tells the daemon their ids. (An iterator is what a thread can read that knows nothing
- * else of the scheduler. What it goes over doesn't matter: the work is done at the first
- * element.) No lock is taken, so one may be gone by then.
+ * Tells the daemon their ids, and which CPUs slept on. (An iterator is what a thread can
+ * read that knows nothing else of the scheduler. What it goes over doesn't matter: the
+ * work is done at the first element.) No lock is taken, so one may be gone by then.
  */
 SEC("iter/bpf_map")
 int find_stuck(struct bpf_iter__bpf_map *ctx)
@@ -109,11 +159,14 @@ int find_stuck(struct bpf_iter__bpf_map *ctx)
 		found = nr_stuck;
 		if (!since || found >= STUCK_MOST)
 			break;
-		tid = stuck_on(cpu, since);
-		if (!tid)
-			continue;
-		nr_stuck = found + 1;
-		count(STUCK_FOUND);
+		tid = wake_sleeper(cpu);
+		if (!tid) {
+			tid = stuck_on(cpu, since);
+			if (!tid)
+				continue;
+			nr_stuck = found + 1;
+			count(STUCK_FOUND);
+		}
 		bpf_seq_write(ctx->meta->seq, &tid, sizeof(tid));
 	}
 	stuck_looked_at = bpf_jiffies64();

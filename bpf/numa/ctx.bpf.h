@@ -15,6 +15,7 @@
 #include "lib/sync.bpf.h"
 #include "lib/unserved.bpf.h"
 #define STUCK_FOUND NUMA_STUCK
+#define SLEEPS_ON(cpu, since) looks_busy(cpu)
 #include "lib/stuck.bpf.h"
 
 /* How long a task has to wait to be taken to another node at a distance of 20, in ns; in proportion to others. */

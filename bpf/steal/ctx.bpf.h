@@ -16,6 +16,7 @@
 #include "lib/sync.bpf.h"
 #include "lib/unserved.bpf.h"
 #define STUCK_FOUND STEAL_STUCK
+#define SLEEPS_ON(cpu, since) looks_busy(cpu)
 #include "lib/stuck.bpf.h"
 
 /* How long a task has to wait, for each 10 of distance, to be taken to another node, in ns. */

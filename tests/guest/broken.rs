@@ -33,6 +33,10 @@ impl Broken {
         }
     }
 
+    pub(crate) fn stderr(&self) -> String {
+        self.0.stderr()
+    }
+
     /// Ends it by itself: it must not have been thrown out.
     pub(crate) fn unload(mut self) -> Result<()> {
         let status = self.0.signal(Signal::INT)?;

@@ -36,6 +36,7 @@ pub(crate) fn function(name: &str) -> Option<Function> {
         "page_cache" => machine::page_cache,
         "observe_waste" => observe::waste,
         "stuck" => stuck::stuck,
+        "unwoken" => stuck::unwoken,
         "cpu_kept" => stuck::cpu_kept,
         "topo" => topo::topo,
         "probe" => topo::probe,

@@ -230,6 +230,8 @@ pub const CASES: &[Case] = &[
     machine("observe_waste", 400),
     // Who was sent to a CPU that another class keeps is freed.
     machine("stuck", 300),
+    // A CPU that sleeps on though it was picked is woken.
+    machine("unwoken", 300),
     // `manycore topo` shows what `lscpu -e` and `numactl -H` show.
     machine("topo", 300),
     // `manycore topo --probe` doesn't trust what it measures on emulated CPUs.

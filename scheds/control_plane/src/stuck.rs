@@ -1,7 +1,8 @@
-//! Frees tasks that are stuck in the local queue of a CPU that a task of a higher class keeps (`bpf/lib/stuck.bpf.h`).
+//! Frees tasks that are stuck in the local queue of a CPU that a task of a higher class keeps, and wakes a CPU that sleeps on
+//! though it was picked for a task (`bpf/lib/stuck.bpf.h`).
 //!
-//! No BPF program can take them out of there. But the kernel itself dequeues a task and enqueues it anew whenever its scheduling
-//! attributes are set, and so the policy decides again.
+//! Such a CPU is woken as soon as it is found. A task no BPF program can take out of there, but the kernel itself dequeues it and
+//! enqueues it anew whenever its scheduling attributes are set, and so the policy decides again.
 
 use std::io::{self, Read};
 use std::sync::atomic::Ordering;
@@ -61,6 +62,10 @@ fn free(found: &Link) -> Result<()> {
         .context("reading the iterator of stuck tasks")?;
     let (tids, _) = bytes.as_chunks::<4>();
     for tid in tids.iter().map(|tid| i32::from_ne_bytes(*tid)) {
+        if tid < 0 {
+            debug!("CPU {} slept on, and was woken", -1 - tid);
+            continue;
+        }
         match enqueue_anew(tid) {
             Ok(()) => debug!("task {tid} was stuck on a CPU that another class keeps"),
             // It may have ended.

@@ -13,6 +13,7 @@ use control_plane::stuck::Freer;
 use scx_utils::{
     NR_CPU_IDS, UserExitInfo, scx_ops_attach, scx_ops_load, scx_ops_open, uei_exited, uei_report,
 };
+use simplelog::{ColorChoice, Config, LevelFilter, TermLogger, TerminalMode};
 
 use bpf_skel::BpfSkelBuilder;
 
@@ -29,6 +30,8 @@ enum Fault {
     Mask,
     /// Send each to the CPU once, whatever runs there
     Strand,
+    /// Queue them for the CPU, which is not woken for them
+    Unwoken,
 }
 
 /// Schedule all tasks of one command wrongly. For tests only.
@@ -46,7 +49,7 @@ struct Opts {
     #[arg(long)]
     timeout_ms: Option<u32>,
 
-    /// Free those that are stuck in the local queue of a CPU, as the real daemons do
+    /// Free those that are stuck in the local queue of a CPU, and wake one that sleeps on, as the real daemons do, and tell so
     #[arg(long)]
     free: bool,
 
@@ -69,6 +72,17 @@ fn comm(text: &str) -> Result<String, String> {
 
 fn main() -> Result<()> {
     let opts = Opts::parse();
+    let level = if opts.free {
+        LevelFilter::Debug
+    } else {
+        LevelFilter::Warn
+    };
+    TermLogger::init(
+        level,
+        Config::default(),
+        TerminalMode::Stderr,
+        ColorChoice::Never,
+    )?;
     let stop = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&stop);
     ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))

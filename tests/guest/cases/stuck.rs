@@ -1,4 +1,4 @@
-//! Who waits in the local queue of a CPU that a task of a higher class keeps.
+//! Who waits in the local queue of a CPU that a task of a higher class keeps, and for a CPU that sleeps on.
 
 use super::checker::{HELD, held};
 use super::stats::{self, Totals};
@@ -57,6 +57,41 @@ pub(crate) fn stuck(_: &Setting) -> Result<String> {
     ))
 }
 
+/// A scheduler that queues tasks for a CPU which it doesn't wake. What wakes such a CPU in the real daemons does so here, unless
+/// something else comes by there, as it does now and then.
+pub(crate) fn unwoken(_: &Setting) -> Result<String> {
+    const TRIES: u32 = 40;
+    // Interrupts go to the first and the last.
+    let all = online()?;
+    let sleeper = *all.iter().nth(all.len() / 2).context("no CPU is online")?;
+    leave_it_to_us(sleeper)?;
+    let cpu = sleeper.to_string();
+    let broken = Broken::load(&[
+        "--fault", "unwoken", "--hold", HELD, "--cpu", &cpu, "--free",
+    ])?;
+    let (mut woken, mut tries) = (0, 0);
+    while woken < TIMES as usize {
+        ensure!(
+            tries < TRIES,
+            "a CPU that was not woken for tasks was found {woken} times in {TRIES} tries"
+        );
+        tries += 1;
+        let held = sent()?;
+        ensure!(
+            all_ran(&held, FREED)?,
+            "a CPU that sleeps on is not woken within {} s",
+            FREED.as_secs()
+        );
+        let said = broken.stderr();
+        woken = said.matches(&format!("CPU {sleeper} slept on")).count();
+    }
+    broken.unload()?;
+    sched_setaffinity(None, &mask(online()?)).context("coming back to a CPU")?;
+    Ok(format!(
+        "in {tries} tries, a CPU that slept on was woken {woken} times"
+    ))
+}
+
 /// Whether all threads of a process that was just started have run within this time.
 fn all_ran(held: &Procs, limit: Duration) -> Result<bool> {
     const LITTLE_NS: u64 = 1_000_000;
@@ -89,7 +124,7 @@ fn begin(more: &[&str]) -> Result<Scene> {
     let mut args = vec!["--fault", "strand", "--hold", HELD, "--cpu", &cpu];
     args.extend(more);
     let broken = Broken::load(&args)?;
-    leave_it_to_us()?;
+    leave_it_to_us(KEPT)?;
     let keeper = Load::start_on(1, Work::Spin, Some(&Cpus::from([KEPT])))?;
     for worker in &keeper.workers {
         set_policy(worker.tid.as_raw_nonzero().get(), libc::SCHED_FIFO, 1)?;
@@ -113,13 +148,13 @@ impl Scene {
 }
 
 /// The CPU is kept from the scheduler by nothing but the real-time task, and this thread isn't sent there.
-fn leave_it_to_us() -> Result<()> {
+fn leave_it_to_us(cpu: usize) -> Result<()> {
     // With this the kernel sees to it that our class gets a part of each CPU.
-    let server = debugfs()?.join(format!("sched/ext_server/cpu{KEPT}/runtime"));
+    let server = debugfs()?.join(format!("sched/ext_server/cpu{cpu}/runtime"));
     if server.exists() {
         std::fs::write(&server, "0").with_context(|| format!("writing {}", server.display()))?;
     }
-    let elsewhere = online()?.into_iter().filter(|&cpu| cpu != KEPT);
+    let elsewhere = online()?.into_iter().filter(|&other| other != cpu);
     sched_setaffinity(None, &mask(elsewhere)).context("leaving a CPU")
 }
 
@@ -129,7 +164,7 @@ pub(crate) fn cpu_kept(setting: &Setting) -> Result<String> {
     let mut daemon = Daemon::lent(setting)?;
     let before = freed()?;
     let load = Load::start(3 * online()?.len(), Work::Sleep)?;
-    leave_it_to_us()?;
+    leave_it_to_us(KEPT)?;
     let keeper = Keeper::start()?;
     for time in 0..KEPT_TIMES {
         keeper.tell(KEEP);

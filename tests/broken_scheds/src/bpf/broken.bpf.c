@@ -9,6 +9,7 @@
  *	wait	one of them runs every delay_ns only, though nothing keeps CPUs from running them
  *	lost	they are put into a queue that no CPU ever looks at
  *	mask	those that may not run on held_cpu are sent there all the same
+ *	unwoken	they are queued for held_cpu, which is not woken for them
  *	strand	each is put into the local queue of held_cpu once, whatever runs there
  */
 #include <scx/common.bpf.h>
@@ -17,8 +18,13 @@
 #include "lib/stats.bpf.h"
 
 const volatile u32 nr_cpu_ids = 1;
+const volatile s32 held_cpu = 0;
+
+#define SHARED_DSQ	0
+#define HELD_DSQ	1
 
 #define STUCK_FOUND 0
+#define SLEEPS_ON(cpu, since) ((s32)(cpu) == held_cpu && waits_for(HELD_DSQ, cpu, since))
 #include "lib/stuck.bpf.h"
 
 char _license[] SEC("license") = "GPL";
@@ -27,15 +33,11 @@ UEI_DEFINE(uei);
 
 #define COMM_LEN	16
 
-#define SHARED_DSQ	0
-#define HELD_DSQ	1
-
 const volatile char held_comm[COMM_LEN] = {};
-const volatile s32 held_cpu = 0;
 const volatile u64 slice_ns = 5000000;
 const volatile u64 delay_ns = 3000000000ULL;
 
-enum broken_fault { FAULT_HOLD, FAULT_WAIT, FAULT_LOST, FAULT_MASK, FAULT_STRAND };
+enum broken_fault { FAULT_HOLD, FAULT_WAIT, FAULT_LOST, FAULT_MASK, FAULT_STRAND, FAULT_UNWOKEN };
 
 const volatile u32 fault = FAULT_HOLD;
 
@@ -107,7 +109,8 @@ void BPF_STRUCT_OPS(broken_enqueue, struct task_struct *p, u64 enq_flags)
 
 void BPF_STRUCT_OPS(broken_dispatch, s32 cpu, struct task_struct *prev)
 {
-	if (fault == FAULT_HOLD && cpu == held_cpu && scx_bpf_dsq_move_to_local(HELD_DSQ, 0))
+	if ((fault == FAULT_HOLD || fault == FAULT_UNWOKEN) && cpu == held_cpu &&
+	    scx_bpf_dsq_move_to_local(HELD_DSQ, 0))
 		return;
 	if (fault == FAULT_WAIT && bpf_ktime_get_ns() > held_at + delay_ns &&
 	    scx_bpf_dsq_move_to_local(HELD_DSQ, 0)) {
