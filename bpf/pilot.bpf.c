@@ -34,7 +34,7 @@ const volatile u32 nr_cpu_ids = 1;
 #define STUCK_FOUND 0
 /* scx_rustland_core has. */
 #define STUCK_QUEUES 1
-#define SLEEPS_ON(cpu, since) waits_for(cpu, cpu, since)
+#define SLEEPS_ON(cpu, since) waits_in(cpu, cpu, since)
 #include "lib/stuck.bpf.h"
 
 /* CPUs that are looked at for one that runs batch. */

@@ -37,7 +37,7 @@
 #include "lib/task.bpf.h"
 #include "lib/unserved.bpf.h"
 #define STUCK_FOUND RR_STUCK
-#define SLEEPS_ON(cpu, since) waits_for(domain_of(cpu), cpu, since)
+#define SLEEPS_ON(cpu, since) waits_in(domain_of(cpu), cpu, since)
 #include "lib/stuck.bpf.h"
 
 char _license[] SEC("license") = "GPL";

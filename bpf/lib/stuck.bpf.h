@@ -49,8 +49,14 @@ static __always_inline bool is_stuck(struct task_struct *p, u64 since)
 	       time_before(BPF_CORE_READ(p, scx.runnable_at), since);
 }
 
-/* Who is, in the policy's queue @dsq? Or 0. Not static, so that it is verified once. */
-s32 stuck_in(u64 dsq, u64 since)
+/* Instead of a CPU: more than one. */
+#define SEVERAL	-1
+
+/*
+ * Who waits in the policy's queue @dsq since before @since, and may run on @cpu? Or 0.
+ * Not static, so that it is verified once.
+ */
+s32 waits_in(u64 dsq, s32 cpu, u64 since)
 {
 	struct bpf_iter_scx_dsq it;
 	struct task_struct *p;
@@ -62,32 +68,10 @@ s32 stuck_in(u64 dsq, u64 since)
 			p = bpf_iter_scx_dsq_next(&it);
 			if (!p)
 				break;
-			if (is_stuck(p, since)) {
+			if (!time_before(p->scx.runnable_at, since))
+				continue;
+			if (cpu == SEVERAL ? p->nr_cpus_allowed > 1 : bpf_cpumask_test_cpu(cpu, p->cpus_ptr)) {
 				found = p->pid;
-				break;
-			}
-		}
-	}
-	bpf_iter_scx_dsq_destroy(&it);
-	return found;
-}
-
-/* Does anybody wait in the policy's queue @dsq since before @since who may run on @cpu? Not static, as above. */
-bool waits_for(u64 dsq, u32 cpu, u64 since)
-{
-	struct bpf_iter_scx_dsq it;
-	struct task_struct *p;
-	bool found = false;
-	u32 i;
-
-	if (!bpf_iter_scx_dsq_new(&it, dsq, 0)) {
-		bpf_for(i, 0, STUCK_DEEP) {
-			p = bpf_iter_scx_dsq_next(&it);
-			if (!p)
-				break;
-			if (bpf_cpumask_test_cpu(cpu, p->cpus_ptr) &&
-			    time_before(p->scx.runnable_at, since)) {
-				found = true;
 				break;
 			}
 		}
@@ -136,7 +120,7 @@ s32 stuck_on(u32 cpu, u64 since)
 			return BPF_CORE_READ(p, pid);
 		entry = BPF_CORE_READ(entry, next);
 	}
-	return STUCK_QUEUES ? stuck_in(cpu, since) : 0;
+	return STUCK_QUEUES ? waits_in(cpu, SEVERAL, since) : 0;
 }
 
 /*

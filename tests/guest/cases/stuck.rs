@@ -60,7 +60,7 @@ pub(crate) fn stuck(_: &Setting) -> Result<String> {
 /// A scheduler that queues tasks for a CPU which it doesn't wake. What wakes such a CPU in the real daemons does so here, unless
 /// something else comes by there, as it does now and then.
 pub(crate) fn unwoken(_: &Setting) -> Result<String> {
-    const TRIES: u32 = 40;
+    const TRIES: u32 = 100;
     // Interrupts go to the first and the last.
     let all = online()?;
     let sleeper = *all.iter().nth(all.len() / 2).context("no CPU is online")?;

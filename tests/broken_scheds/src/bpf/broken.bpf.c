@@ -24,7 +24,7 @@ const volatile s32 held_cpu = 0;
 #define HELD_DSQ	1
 
 #define STUCK_FOUND 0
-#define SLEEPS_ON(cpu, since) ((s32)(cpu) == held_cpu && waits_for(HELD_DSQ, cpu, since))
+#define SLEEPS_ON(cpu, since) ((s32)(cpu) == held_cpu && waits_in(HELD_DSQ, cpu, since))
 #include "lib/stuck.bpf.h"
 
 char _license[] SEC("license") = "GPL";
