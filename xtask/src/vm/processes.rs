@@ -37,19 +37,31 @@ pub fn qemu_of_run(run: &Path) -> Option<Pid> {
 
 /// Ends what is left of the run: politely, and after the grace period for good.
 pub fn end_run(run: &Path, grace: Duration) {
+    end_all(|| of_run(run), grace);
+}
+
+/// So many looks in a row have to find nobody: a process that is just becoming another program has no environment for a
+/// moment.
+const LOOKS: u32 = 3;
+
+fn end_all(look: impl Fn() -> Vec<Pid>, grace: Duration) {
     let deadline = Instant::now() + grace;
     let mut signal = Signal::TERM;
-    loop {
-        let left = of_run(run);
+    let mut in_vain = 0;
+    while in_vain < LOOKS {
+        let left = look();
         if left.is_empty() {
-            return;
+            in_vain += 1;
+            std::thread::sleep(POLL);
+            continue;
         }
+        in_vain = 0;
         for pid in left {
             // It may have ended by itself since it was listed.
             let _ = kill_process(pid, signal);
         }
         let pause_until = Instant::now() + Duration::from_millis(500);
-        while Instant::now() < pause_until && !of_run(run).is_empty() {
+        while Instant::now() < pause_until && !look().is_empty() {
             std::thread::sleep(POLL);
         }
         if Instant::now() >= deadline {
@@ -61,7 +73,38 @@ pub fn end_run(run: &Path, grace: Duration) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::Cell;
     use std::process::Command;
+
+    /// Whether that comes true.
+    fn soon(mut condition: impl FnMut() -> bool) -> bool {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !condition() {
+            if Instant::now() > deadline {
+                return false;
+            }
+            std::thread::sleep(POLL);
+        }
+        true
+    }
+
+    #[test]
+    fn one_that_is_not_seen_for_a_moment_is_ended_all_the_same() {
+        let mut sleeper = Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = Pid::from_child(&sleeper);
+        let looks = Cell::new(0);
+        let look = || {
+            looks.set(looks.get() + 1);
+            // Its parent is this process, so it stays until it is waited for.
+            let there = looks.get() > 1 && looks.get() < 4;
+            Vec::from_iter(there.then_some(pid))
+        };
+        end_all(look, Duration::ZERO);
+        let ended = soon(|| sleeper.try_wait().unwrap().is_some());
+        let _ = sleeper.kill();
+        sleeper.wait().unwrap();
+        assert!(ended, "it was left alone");
+    }
 
     #[test]
     fn descendants_are_found_and_ended_even_when_their_parent_is_gone() {
@@ -73,7 +116,7 @@ mod tests {
             .spawn()
             .unwrap();
         shell.wait().unwrap();
-        assert_eq!(of_run(run.path()).len(), 1);
+        assert!(soon(|| of_run(run.path()).len() == 1));
         end_run(run.path(), Duration::from_millis(10));
         assert!(of_run(run.path()).is_empty());
     }
