@@ -80,7 +80,10 @@ s32 waits_in(u64 dsq, s32 cpu, u64 since)
 	return found;
 }
 
-/* Wakes @cpu if it sleeps on. Then it returns what stands for that CPU where others have ids of tasks, and else 0. */
+/*
+ * Wakes @cpu if it sleeps on. Returns what stands for that CPU among ids of tasks, or 0
+ * if there was no need. Not static, as above.
+ */
 s32 wake_sleeper(u32 cpu)
 {
 	u64 since = stuck_looked_at;

@@ -283,7 +283,7 @@ impl<'o> Scheduler<'o> {
             slice_ns,
             "pilot",
         )?;
-        // Up to here it may have been ahead of others, see `start_anew`.
+        // Up to here it may have been ahead of others, see `anew`.
         set_nice(0);
         Ok(Self {
             bpf: Bpf {

@@ -9,8 +9,8 @@
  *	wait	one of them runs every delay_ns only, though nothing keeps CPUs from running them
  *	lost	they are put into a queue that no CPU ever looks at
  *	mask	those that may not run on held_cpu are sent there all the same
- *	unwoken	they are queued for held_cpu, which is not woken for them
  *	strand	each is put into the local queue of held_cpu once, whatever runs there
+ *	unwoken	they are queued for held_cpu, which is not woken for them
  */
 #include <scx/common.bpf.h>
 
