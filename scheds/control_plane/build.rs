@@ -2,7 +2,8 @@
 
 use anyhow::{Context, Result};
 
-const LIB: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../bpf/lib");
+/// From the package's folder, where cargo runs this.
+const LIB: &str = "../../bpf/lib";
 
 fn main() -> Result<()> {
     bind("intf.h", "bpf_intf.rs")?;

@@ -11,8 +11,8 @@ use std::{env, fs};
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// The BPF sources of all schedulers.
-const BPF: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../bpf");
+/// The BPF sources of all schedulers, from the package's folder, where cargo runs this.
+const BPF: &str = "../../bpf";
 
 /// Names the builder, for the process that runs it.
 const INSIDE: &str = "SCX_PILOT_BUILD_INSIDE";
@@ -21,10 +21,11 @@ fn main() -> Result<()> {
     match env::var(INSIDE).as_deref() {
         Ok("rustland") => return build_rustland(),
         Ok("pilot") => {
+            let bpf = bpf()?;
             return scx_cargo::BpfBuilder::new()?
-                .add_include_path(BPF)
-                .enable_intf(&format!("{BPF}/pilot.h"), "bpf_intf.rs")
-                .enable_skel(&format!("{BPF}/pilot.bpf.c"), "bpf")
+                .add_include_path(&bpf)
+                .enable_intf(&format!("{bpf}/pilot.h"), "bpf_intf.rs")
+                .enable_skel(&format!("{bpf}/pilot.bpf.c"), "bpf")
                 .compile_link_gen();
         }
         Ok(other) => bail!("there is no builder {other}"),
@@ -43,6 +44,12 @@ fn main() -> Result<()> {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     Ok(())
+}
+
+/// The same for a builder, which runs elsewhere.
+fn bpf() -> Result<String> {
+    let package = env::var("CARGO_MANIFEST_DIR").context("no CARGO_MANIFEST_DIR")?;
+    Ok(format!("{package}/{BPF}"))
 }
 
 /// What `scx_rustland_core` 2.4.15 has wrong in its BPF side, with what is put in its place.

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-/// The BPF sources of all schedulers.
-const BPF: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../bpf");
+/// The BPF sources of all schedulers, from the package's folder, where cargo runs this.
+const BPF: &str = "../../bpf";
 
 fn main() -> Result<()> {
     // BpfBuilder watches the folder of the source, not what is below it.

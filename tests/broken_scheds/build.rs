@@ -1,7 +1,7 @@
 //! Compiles the faulty scheduler and generates its skeleton.
 
-/// The BPF sources of the real schedulers.
-const BPF: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../bpf");
+/// The BPF sources of the real schedulers, from the package's folder, where cargo runs this.
+const BPF: &str = "../../bpf";
 
 fn main() {
     // BpfBuilder watches the folder of the source.
