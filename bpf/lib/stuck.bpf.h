@@ -86,10 +86,11 @@ s32 waits_in(u64 dsq, s32 cpu, u64 since)
  */
 s32 wake_sleeper(u32 cpu)
 {
-	u64 since = stuck_looked_at;
 	struct rq *rq = bpf_per_cpu_ptr(&runqueues, cpu);
 
-	if (!rq || !rq->online || BPF_CORE_READ(rq, curr, pid) || !(SLEEPS_ON(cpu, since)))
+	if (!rq || !rq->online || BPF_CORE_READ(rq, curr, pid))
+		return 0;
+	if (!(SLEEPS_ON(cpu, stuck_looked_at)))
 		return 0;
 	scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
 	return -1 - (s32)cpu;
