@@ -8,12 +8,14 @@ mod force;
 mod guest;
 mod html;
 mod jobs;
+mod kept;
 mod markdown;
 mod order;
 mod parse;
 pub mod peers;
 pub mod plan;
 mod plots;
+mod programs;
 mod progress;
 mod provision;
 mod renew;
@@ -34,6 +36,7 @@ use crate::{cmd, host, kernel, qemu, setup, workspace};
 use anyhow::{Context, Result};
 use clap::Subcommand;
 use jobs::Job;
+use kept::{Basis, Kept};
 use order::{Entrant, Request};
 use plan::{Purpose, Scheduler};
 use results::Results;
@@ -85,7 +88,8 @@ pub struct Args {
     /// Run each workload once more under `manycore observe`, which tells why the figures are as they are
     #[arg(long)]
     observe: bool,
-    /// The folder for results.json and report.html [default: a new one in target/bench]
+    /// The folder for results.json and report.html [default: a new one in target/bench]. If the bench fails, it has the records
+    /// of the guests that were done, and the same command with the same commit goes on from there
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// How many guests run at the same time: one for each CPU of this machine is fastest by the virtual clock, where the
@@ -154,8 +158,12 @@ pub fn run(args: &Args) -> Result<()> {
         observe: args.observe,
         guests: args.guests,
     };
-    let results = measure(&cache, spec, chosen, workloads, &extent)?;
-    let out = write(&results, args.out.as_deref())?;
+    let out = match &args.out {
+        Some(out) => out.clone(),
+        None => new_folder()?,
+    };
+    let results = measure(&cache, spec, chosen, workloads, &extent, Some(&out))?;
+    write(&results, &out)?;
     println!("{}", text::report(&results));
     eprintln!("results.json and report.html are in {}", out.display());
     Ok(())
@@ -187,28 +195,40 @@ pub struct Extent {
     pub guests: Option<usize>,
 }
 
-/// Boots guests and has each scheduler run each workload with each seed.
+/// Boots guests and has each scheduler run each workload with each seed. Of what fails before its end, `keep` has the records
+/// of the guests that were done.
 pub fn measure(
     cache: &Cache,
     spec: Spec,
     chosen: Chosen,
     workloads: Vec<&'static Workload>,
     extent: &Extent,
+    keep: Option<&Path>,
 ) -> Result<Results> {
     let functional_only = no_figures(&spec);
-    let jobs = jobs(cache, &spec, &chosen, &workloads, extent)?;
+    let commit = crate::results::commit().unwrap_or_else(|| "unknown".into());
+    let qemu = qemu::version(cache).unwrap_or_default();
+    let programs = programs::set_aside(&spec.programs, &chosen.all)?;
+    let spec = Spec {
+        programs: programs.path().to_owned(),
+        ..spec
+    };
+    let mut jobs = jobs(cache, &spec, &chosen, &workloads, extent)?;
+    if let Some(out) = keep {
+        keep_records(&mut jobs, out, &commit, &qemu);
+    }
     let at_once = extent.guests.unwrap_or_else(|| guests_at_once(&spec));
     let mut guests = jobs::run(cache, &jobs, at_once)?;
     guests[0].record.failed.extend(chosen.unbuilt);
     Ok(Results {
         format: results::FORMAT,
         command: as_typed(std::env::args().skip(1)),
-        commit: crate::results::commit().unwrap_or_else(|| "unknown".into()),
+        commit,
         made_at: SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .map_or(0, |since| since.as_secs()),
         host: host::describe(),
-        qemu: qemu::version(cache).unwrap_or_default(),
+        qemu,
         clock: spec.clock.describe(spec.accel),
         topology: spec.topology.describe(),
         seeds: extent.seeds,
@@ -217,6 +237,20 @@ pub fn measure(
         workloads: workloads.iter().map(|w| (*w).into()).collect(),
         guests,
     })
+}
+
+fn keep_records(jobs: &mut [Job], out: &Path, commit: &str, qemu: &str) {
+    for (guest, job) in (1..).zip(jobs) {
+        let basis = Basis {
+            commit: commit.into(),
+            qemu: qemu.into(),
+            clock: job.spec.clock.describe(job.spec.accel),
+            kernel: job.spec.kernel.describe(),
+            topology: job.spec.topology.describe(),
+            plan: job.plan.clone(),
+        };
+        job.kept = Kept::new(out, guest, basis);
+    }
 }
 
 /// Without a clock that passed its check there are no figures.
@@ -283,7 +317,7 @@ fn jobs(
     chosen: &Chosen,
     workloads: &[&'static Workload],
     extent: &Extent,
-) -> Result<Vec<Job<'static>>> {
+) -> Result<Vec<Job>> {
     let size = size(spec);
     let request = |entrants: Vec<Entrant>, observe| Request {
         rounds: rounds(size, extent.seeds),
@@ -301,7 +335,8 @@ fn jobs(
         .enumerate()
         .map(|(at, entrants)| Job {
             spec: spec.clone(),
-            request: request(entrants, extent.observe && at == 0),
+            plan: request(entrants, extent.observe && at == 0).plan(),
+            kept: None,
         })
         .collect();
     if let Some(cfs) = &chosen.cfs {
@@ -310,7 +345,8 @@ fn jobs(
                 kernel: kernel::ensure(cache, schedulers::CFS_KERNEL)?,
                 ..spec.clone()
             },
-            request: request(vec![entrant(cfs, (1..=extent.seeds).collect())], false),
+            plan: request(vec![entrant(cfs, (1..=extent.seeds).collect())], false).plan(),
+            kept: None,
         });
     }
     Ok(jobs)
@@ -363,16 +399,15 @@ fn rounds(size: Size, seeds: u64) -> u64 {
     }
 }
 
-fn write(results: &Results, out: Option<&Path>) -> Result<PathBuf> {
-    let out = match out {
-        Some(out) => out.to_owned(),
-        None => {
-            let time = cmd::output(Command::new("date").arg("+%Y%m%d-%H%M%S"))?;
-            let bin = workspace::bin_dir()?;
-            bin.parent().unwrap_or(&bin).join("bench").join(time.trim())
-        }
-    };
-    fs::create_dir_all(&out).with_context(|| format!("creating {}", out.display()))?;
+/// Named after this moment.
+fn new_folder() -> Result<PathBuf> {
+    let time = cmd::output(Command::new("date").arg("+%Y%m%d-%H%M%S"))?;
+    let bin = workspace::bin_dir()?;
+    Ok(bin.parent().unwrap_or(&bin).join("bench").join(time.trim()))
+}
+
+fn write(results: &Results, out: &Path) -> Result<()> {
+    fs::create_dir_all(out).with_context(|| format!("creating {}", out.display()))?;
     let json = serde_json::to_string_pretty(results).context("writing the results")?;
     for (name, text) in [
         ("results.json", json),
@@ -381,7 +416,7 @@ fn write(results: &Results, out: Option<&Path>) -> Result<PathBuf> {
         let path = out.join(name);
         fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
     }
-    Ok(out)
+    kept::clear(out, results.guests.len())
 }
 
 #[cfg(test)]

@@ -70,7 +70,7 @@ pub fn run(args: &Args) -> Result<()> {
         observe: false,
         guests: None,
     };
-    let results = measure(&cache, spec, chosen, workloads, &extent)?;
+    let results = measure(&cache, spec, chosen, workloads, &extent, None)?;
     check(&results)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&results)?);

@@ -4,7 +4,7 @@ pub mod clock;
 mod monitor;
 mod processes;
 pub mod run;
-mod rundir;
+pub mod rundir;
 mod stillness;
 pub mod topology;
 
@@ -12,7 +12,7 @@ use crate::cache::Cache;
 use crate::failure::{Exit, Usage};
 use crate::host::Kvm;
 use crate::kernel::{self, Kernel};
-use crate::{qemu, setup, ui};
+use crate::{qemu, setup, ui, workspace};
 use anyhow::{Result, bail};
 use clap::{Subcommand, ValueEnum};
 use clock::Clock;
@@ -122,22 +122,23 @@ fn list(json: bool) -> Result<()> {
 
 fn run_guest(args: &RunArgs) -> Result<()> {
     let cache = Cache::open()?;
+    let prepared = prepare(
+        &cache,
+        args.kernel.as_deref(),
+        args.topology.as_deref(),
+        args.accel,
+        args.clock.or(clock::Choice::Real)?,
+    )?;
     let script = if args.command.is_empty() {
         None
     } else {
-        Some(run::script_prelude()? + &command_line(&args.command))
+        Some(run::script_prelude(&prepared.programs)? + &command_line(&args.command))
     };
     let spec = Spec {
         timeout: args.timeout.map(Duration::from_secs),
         parent: args.with_parent.then(getppid).flatten(),
         script,
-        ..prepare(
-            &cache,
-            args.kernel.as_deref(),
-            args.topology.as_deref(),
-            args.accel,
-            args.clock.or(clock::Choice::Real)?,
-        )?
+        ..prepared
     };
     if spec.script.is_none() {
         eprintln!(
@@ -188,6 +189,7 @@ pub fn prepare(
         clock,
         kernel,
         topology: Topology::clone(topology),
+        programs: workspace::bin_dir()?,
         timeout: None,
         parent: None,
         script: None,

@@ -1,6 +1,7 @@
 //! Guests, several at a time.
 
-use super::order::Request;
+use super::kept::Kept;
+use super::plan::Plan;
 use super::results::Guest;
 use super::session::{Display, conduct};
 use super::trust;
@@ -14,14 +15,16 @@ use std::time::Duration;
 
 /// A guest to boot and what it is to do.
 #[derive(Debug)]
-pub struct Job<'a> {
+pub struct Job {
     pub spec: Spec,
-    pub request: Request<'a>,
+    pub plan: Plan,
+    /// Where its record is kept until all are done.
+    pub kept: Option<Kept>,
 }
 
 /// Runs all of them, that many at the same time, and returns them in order. The first error counts; what runs already is
 /// let run to its end.
-pub fn run(cache: &Cache, jobs: &[Job<'_>], at_once: usize) -> Result<Vec<Guest>> {
+pub fn run(cache: &Cache, jobs: &[Job], at_once: usize) -> Result<Vec<Guest>> {
     let next = AtomicUsize::new(0);
     let done: Mutex<Vec<(usize, Result<Guest>)>> = Mutex::default();
     let all = MultiProgress::new();
@@ -52,11 +55,19 @@ pub fn run(cache: &Cache, jobs: &[Job<'_>], at_once: usize) -> Result<Vec<Guest>
     });
     let mut done = done.into_inner().unwrap_or_default();
     done.sort_by_key(|(at, _)| *at);
+    if done.iter().any(|(_, guest)| guest.is_err()) {
+        for path in jobs.iter().filter_map(|job| job.kept.as_ref()?.there()) {
+            eprintln!(
+                "{} is kept: the same command with that folder as --out runs the rest",
+                path.display()
+            );
+        }
+    }
     done.into_iter().map(|(_, guest)| guest).collect()
 }
 
-fn one(cache: &Cache, job: &Job<'_>, display: &Display) -> Result<Guest> {
-    let Job { spec, request } = job;
+fn one(cache: &Cache, job: &Job, display: &Display) -> Result<Guest> {
+    let Job { spec, plan, kept } = job;
     let label = match display.label.as_str() {
         "" => "one guest",
         label => label,
@@ -66,7 +77,13 @@ fn one(cache: &Cache, job: &Job<'_>, display: &Display) -> Result<Guest> {
         spec.kernel.describe(),
         spec.topology.describe()
     );
-    let plan = request.plan();
+    if let Some(record) = kept.as_ref().and_then(Kept::read) {
+        eprintln!("{label}: its record is there from last time");
+        return Ok(Guest {
+            kernel: spec.kernel.describe(),
+            record,
+        });
+    }
     // Far more than is needed: it only ends a guest that hangs.
     let allowed = 600 + 30 * (plan.runs() + plan.turns.len()) as u64;
     let larger = spec.topology.cpus().div_ceil(8) as u64;
@@ -74,8 +91,11 @@ fn one(cache: &Cache, job: &Job<'_>, display: &Display) -> Result<Guest> {
         timeout: Some(Duration::from_secs(allowed * larger)),
         ..spec.clone()
     };
-    let record = conduct(cache, &spec, &plan, display)?;
+    let record = conduct(cache, &spec, plan, display)?;
     trust(&record)?;
+    if let Some(kept) = kept {
+        kept.write(&record)?;
+    }
     Ok(Guest {
         kernel: spec.kernel.describe(),
         record,

@@ -27,12 +27,12 @@ pub fn kernels_own() -> Scheduler {
 pub fn of_checkout(name: &str) -> Result<Scheduler> {
     let package = format!("scx_{name}");
     workspace::build(&package, &["--bins"])?;
-    let program = workspace::bin_dir()?.join(&package);
     Ok(Scheduler {
         name: name.into(),
-        title: package,
+        title: package.clone(),
         daemon: Some(Daemon {
-            command: vec![program.to_string_lossy().into_owned()],
+            // From the guest's PATH.
+            command: vec![package],
             ops: format!("{name}_"),
         }),
     })

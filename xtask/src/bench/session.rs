@@ -2,16 +2,18 @@
 
 use super::event::{Done, Event, Machine};
 use super::plan::{Plan, Purpose, Run, Turn};
+use super::programs::XTASK;
 use super::progress::Progress;
 use super::workload::{self, Histogram, Left};
 use crate::cache::Cache;
 use crate::vm;
-use crate::vm::run::{End, Outcome, Spec, quote, script_prelude};
+use crate::vm::run::{End, Outcome, Spec, script_prelude};
 use anyhow::{Context, Result};
 use indicatif::MultiProgress;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
 
 /// The hidden subcommand of this very tool that runs in the guest.
 pub const GUEST_COMMAND: &str = "in-guest";
@@ -161,7 +163,7 @@ pub struct Display {
 /// Boots the guest and carries the plan out. An error if the guest did not get to the end of it, with what it was at.
 pub fn conduct(cache: &Cache, spec: &Spec, plan: &Plan, display: &Display) -> Result<Record> {
     let spec = Spec {
-        script: Some(script(plan)?),
+        script: Some(script(&spec.programs, plan)?),
         ..spec.clone()
     };
     let (reader, writer) = std::io::pipe().context("making a pipe")?;
@@ -187,13 +189,11 @@ pub fn conduct(cache: &Cache, spec: &Spec, plan: &Plan, display: &Display) -> Re
     Ok(record)
 }
 
-fn script(plan: &Plan) -> Result<String> {
-    let this = std::env::current_exe().context("finding this program's own path")?;
+fn script(programs: &Path, plan: &Plan) -> Result<String> {
     let plan = serde_json::to_string(plan).context("writing the plan")?;
     Ok(format!(
-        "{}exec {} {GUEST_COMMAND} run <<'END-OF-PLAN'\n{plan}\nEND-OF-PLAN\n",
-        script_prelude()?,
-        quote(&this.to_string_lossy()),
+        "{}exec {XTASK} {GUEST_COMMAND} run <<'END-OF-PLAN'\n{plan}\nEND-OF-PLAN\n",
+        script_prelude(programs)?,
     ))
 }
 

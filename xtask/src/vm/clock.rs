@@ -7,13 +7,13 @@ use crate::workspace;
 use anyhow::Result;
 use clap::ValueEnum;
 use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Measured on t8: latencies are the same with half of it, and costs grow below.
 const DEFAULT_QUANTUM_US: f64 = 2.0;
 /// The plugin's limits.
 const QUANTUM_US: std::ops::RangeInclusive<f64> = 0.1..=1_000_000.0;
-const PLUGIN: &str = "libvtime.so";
+pub const PLUGIN: &str = "libvtime.so";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Choice {
@@ -89,14 +89,14 @@ impl Clock {
         }
     }
 
-    /// QEMU's options for it. The plugin writes its statistics when QEMU ends, which it does when `monitor::quit` asks
-    /// for it.
-    pub fn qemu_options(self, stats: &Path) -> Result<Vec<String>> {
+    /// QEMU's options for it, with the plugin in that folder. That writes its statistics when QEMU ends, which it does when
+    /// `monitor::quit` asks for it.
+    pub fn qemu_options(self, programs: &Path, stats: &Path) -> Vec<String> {
         let Self::Virtual { quantum_ns } = self else {
-            return Ok(Vec::new());
+            return Vec::new();
         };
-        let plugin = plugin()?;
-        Ok([
+        let plugin = programs.join(PLUGIN);
+        [
             // What a guest draws from RDRAND: the same each time.
             "-seed",
             "1",
@@ -114,7 +114,7 @@ impl Clock {
             ),
         ]
         .map(String::from)
-        .to_vec())
+        .to_vec()
     }
 }
 
@@ -125,10 +125,6 @@ const PROFILE_VARIABLE: &str = "MANYCORE_PROFILE";
 fn profile_option() -> String {
     std::env::var(PROFILE_VARIABLE)
         .map_or_else(|_| String::new(), |path| format!(",profile={path}"))
-}
-
-fn plugin() -> Result<PathBuf> {
-    Ok(workspace::bin_dir()?.join(PLUGIN))
 }
 
 #[cfg(test)]

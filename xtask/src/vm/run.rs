@@ -15,7 +15,7 @@ use rustix::process::{Pid, getppid};
 use std::fs;
 use std::io::{IsTerminal, Read, Write};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -46,6 +46,8 @@ pub struct Spec {
     pub topology: Topology,
     pub accel: Accel,
     pub clock: Clock,
+    /// Where the programs of this checkout are, first in the guest's PATH, and the clock's plugin.
+    pub programs: PathBuf,
     /// From the start of the boot to the end of the command.
     pub timeout: Option<Duration>,
     /// The guest ends when this process is no longer the parent of this one.
@@ -158,7 +160,11 @@ fn once(cache: &Cache, spec: &Spec, sinks: [Sink; 2]) -> Result<(Outcome, bool, 
 pub fn shell(cache: &Cache, spec: &Spec) -> Result<()> {
     let _held = interrupt::hold()?;
     let dir = RunDir::create()?;
-    dir.prepare(&qemu::path(cache), &spec.kernel, &shell_script()?)?;
+    dir.prepare(
+        &qemu::path(cache),
+        &spec.kernel,
+        &shell_script(&spec.programs)?,
+    )?;
     let mut child = virtme(cache, spec, &dir)?
         .spawn()
         .context("starting virtme-run")?;
@@ -175,20 +181,20 @@ pub fn shell(cache: &Cache, spec: &Spec) -> Result<()> {
     Ok(())
 }
 
-/// What every script starts with: the host's working folder, the daemons of this checkout on the path, and where the
+/// What every script starts with: the host's working folder, the programs of this checkout on the path, and where the
 /// Python is that has more than the system's.
-pub fn script_prelude() -> Result<String> {
+pub fn script_prelude(programs: &Path) -> Result<String> {
     let cwd = std::env::current_dir().context("finding the working folder")?;
     Ok(format!(
         "cd {} 2>/dev/null || cd /\nexport PATH={}:\"$PATH\" MANYCORE_PYTHON={}\n",
         quote(&cwd.to_string_lossy()),
-        quote(&workspace::bin_dir()?.to_string_lossy()),
+        quote(&programs.to_string_lossy()),
         quote(&tools::python(&Cache::open()?).to_string_lossy()),
     ))
 }
 
-fn shell_script() -> Result<String> {
-    Ok(script_prelude()? + "exec bash --norc -i\n")
+fn shell_script(programs: &Path) -> Result<String> {
+    Ok(script_prelude(programs)? + "exec bash --norc -i\n")
 }
 
 /// Quotes a word for a POSIX shell.
@@ -214,7 +220,7 @@ fn virtme(cache: &Cache, spec: &Spec, dir: &RunDir) -> Result<Command> {
         .arg("--qemu-bin")
         .arg(dir.qemu())
         .args(spec.topology.virtme_args());
-    for hidden in hidden_in_guest(dir)? {
+    for hidden in hidden_in_guest(spec, dir) {
         command.arg("--rodir").arg(hidden);
     }
     if spec.accel == Accel::Tcg {
@@ -236,22 +242,21 @@ fn virtme(cache: &Cache, spec: &Spec, dir: &RunDir) -> Result<Command> {
         .arg("--qemu-opts")
         .args(qemu_options(spec, dir))
         .args(monitor::qemu_options(&dir.control()))
-        .args(spec.clock.qemu_options(&dir.clock_stats())?);
+        .args(spec.clock.qemu_options(&spec.programs, &dir.clock_stats()));
     Ok(command)
 }
 
 /// Folders of ours that lie where virtme-ng mounts empty ones in the guest.
-fn hidden_in_guest(dir: &RunDir) -> Result<Vec<PathBuf>> {
+fn hidden_in_guest(spec: &Spec, dir: &RunDir) -> Vec<PathBuf> {
     const COVERED: [&str; 4] = ["/run", "/var/tmp", "/var/log", "/var/cache"];
     let ours = [
         dir.path().to_owned(),
         workspace::root().to_owned(),
-        workspace::bin_dir()?,
+        spec.programs.clone(),
     ];
-    Ok(ours
-        .into_iter()
+    ours.into_iter()
         .filter(|path| COVERED.iter().any(|covered| path.starts_with(covered)))
-        .collect())
+        .collect()
 }
 
 fn kernel_options(spec: &Spec) -> Vec<String> {

@@ -1,4 +1,4 @@
-//! The folder of one run of a guest: its scripts, its console log, virtme-ng's sockets. It is removed when the run
+//! The folder of one run, mostly of a guest: its scripts, its console log, virtme-ng's sockets. It is removed when the run
 //! ends; what a killed xtask left behind, processes included, is cleared by the next one.
 
 use super::processes;
