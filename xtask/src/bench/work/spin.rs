@@ -59,11 +59,22 @@ impl Spinner {
     }
 }
 
+/// Random numbers in registers, without a branch between the next four: an emulated CPU needs several times as long for an
+/// instruction in a loop of few, or in memory.
 fn work(iterations: u64) {
-    let mut x = 1_u64;
+    let mut x = 1;
     for _ in 0..iterations {
-        x = black_box(x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
+        x = random(random(random(random(x))));
     }
+    black_box(x);
+}
+
+/// The next of xorshift64.
+#[inline(always)]
+fn random(mut x: u64) -> u64 {
+    x ^= x << 13;
+    x ^= x >> 7;
+    x ^ x << 17
 }
 
 /// Holds threads until all are there, then releases them by one system call.
