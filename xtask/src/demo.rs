@@ -107,7 +107,7 @@ fn as_text(results: &Results) -> String {
             text::functional(results),
             format!("{}: {why}", text::FUNCTIONAL_ONLY),
         ),
-        None if results.clock.starts_with("virtual") => (
+        None if results.by_virtual_clock() => (
             text::figures(results),
             "in this guest a nanosecond is an instruction, and its CPUs advance together however few this machine has: \
              the ratios hold here as elsewhere, the times themselves are no real machine's (docs/method.md)"

@@ -135,6 +135,11 @@ impl Results {
         all.into_iter().collect()
     }
 
+    /// As [`crate::vm::clock::Clock::describe`] tells.
+    pub fn by_virtual_clock(&self) -> bool {
+        self.clock.starts_with("virtual")
+    }
+
     /// How many CPUs the guests had.
     pub fn cpus(&self) -> usize {
         self.guests

@@ -52,6 +52,11 @@ pub fn checks(results: &Results) -> Vec<String> {
                 "{name}: pinned threads on all CPUs at once ran at {slowest:.3} to {fastest:.3} of the speed of one alone"
             ));
         }
+        if record.clock.is_none() && results.by_virtual_clock() {
+            lines.push(format!(
+                "{name}: how far apart the clocks of busy CPUs were isn't known, as QEMU did not end in order"
+            ));
+        }
         if let Some(clock) = &record.clock {
             let us = |name: &str| {
                 clock["skew_ns"][name]

@@ -185,9 +185,9 @@ impl Workload {
         let [first, operations] = read else {
             return Err("its marks are not told".into());
         };
-        let marks = clock
-            .and_then(|clock| clock["marks"].as_array())
-            .ok_or("only the virtual clock counts instructions")?;
+        let marks = clock.and_then(|clock| clock["marks"].as_array()).ok_or(
+            "only the virtual clock counts instructions, and tells when QEMU ends in order",
+        )?;
         let at = |i: usize| marks.get(*first as usize + i).and_then(Value::as_i64);
         match (at(0), at(1), at(2)) {
             (Some(a), Some(b), Some(c)) if c - b > b - a => {

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Lines, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread::sleep;
@@ -27,12 +27,11 @@ pub fn qemu_options(control: &Path) -> [String; 2] {
 /// Asks QEMU to end in order, which SIGKILL would not let it, and which it would complain about after a SIGTERM.
 ///
 /// # Errors
-/// If nobody listens there.
+/// If nobody listens there, or QEMU doesn't answer.
 pub fn quit(control: &Path) -> Result<()> {
-    let mut socket = connect(control)?;
-    for command in ["qmp_capabilities", "quit"] {
-        send(&mut socket, &json!({ "execute": command }))?;
-    }
+    let mut monitor = Monitor::open(control)?;
+    // Its answer, if it isn't gone before that. Not to wait for it would be to hang up, and QEMU may not hear who has.
+    let _ = monitor.ask(&json!({ "execute": "quit" }));
     Ok(())
 }
 
@@ -45,11 +44,46 @@ pub fn where_cpus_are(control: &Path, map: &Path) -> Result<String> {
     // One that isn't there names no function, but the addresses tell more than nothing.
     let map = fs::read_to_string(map).unwrap_or_default();
     let symbols = parse_symbols(&map);
-    let socket = connect(control)?;
-    let mut lines = BufReader::new(socket.try_clone().context("sharing a socket")?).lines();
-    let mut ask = |request: Value| -> Result<Value> {
-        send(&mut &socket, &request)?;
-        for line in &mut lines {
+    let mut monitor = Monitor::open(control)?;
+    let mut told = String::new();
+    for look in 1..=LOOKS {
+        if look > 1 {
+            sleep(BETWEEN);
+        }
+        let registers = monitor.ask(&json!({
+            "execute": "human-monitor-command",
+            "arguments": { "command-line": "info registers -a" },
+        }))?;
+        let cpus = describe(registers.as_str().unwrap_or_default(), &symbols);
+        let _ = writeln!(told, "where its CPUs are, look {look}: {cpus}");
+    }
+    Ok(told)
+}
+
+/// A connection that takes commands.
+struct Monitor {
+    socket: UnixStream,
+    lines: Lines<BufReader<UnixStream>>,
+}
+
+impl Monitor {
+    fn open(control: &Path) -> Result<Self> {
+        let socket = UnixStream::connect(control).context("connecting to QEMU")?;
+        socket
+            .set_read_timeout(Some(ANSWER_MAX))
+            .context("limiting how long QEMU may take")?;
+        let reader = socket.try_clone().context("sharing a socket")?;
+        let mut monitor = Self {
+            socket,
+            lines: BufReader::new(reader).lines(),
+        };
+        monitor.ask(&json!({ "execute": "qmp_capabilities" }))?;
+        Ok(monitor)
+    }
+
+    fn ask(&mut self, request: &Value) -> Result<Value> {
+        writeln!(self.socket, "{request}").context("asking QEMU")?;
+        for line in &mut self.lines {
             let mut answer: Value = serde_json::from_str(&line.context("listening to QEMU")?)
                 .context("reading QEMU's answer")?;
             // It greets, and tells of events, unasked.
@@ -61,33 +95,7 @@ pub fn where_cpus_are(control: &Path, map: &Path) -> Result<String> {
             }
         }
         bail!("QEMU has closed its control socket")
-    };
-    ask(json!({ "execute": "qmp_capabilities" }))?;
-    let mut told = String::new();
-    for look in 1..=LOOKS {
-        if look > 1 {
-            sleep(BETWEEN);
-        }
-        let registers = ask(json!({
-            "execute": "human-monitor-command",
-            "arguments": { "command-line": "info registers -a" },
-        }))?;
-        let cpus = describe(registers.as_str().unwrap_or_default(), &symbols);
-        let _ = writeln!(told, "where its CPUs are, look {look}: {cpus}");
     }
-    Ok(told)
-}
-
-fn connect(control: &Path) -> Result<UnixStream> {
-    let socket = UnixStream::connect(control).context("connecting to QEMU")?;
-    socket
-        .set_read_timeout(Some(ANSWER_MAX))
-        .context("limiting how long QEMU may take")?;
-    Ok(socket)
-}
-
-fn send(socket: &mut impl Write, request: &Value) -> Result<()> {
-    writeln!(socket, "{request}").context("asking QEMU")
 }
 
 /// The addresses and names of a kernel's functions, in order.
@@ -152,6 +160,7 @@ fn name_of(address: &str, symbols: &[(u64, &str)]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::net::UnixListener;
 
     const MAP: &str = "ffffffff81000000 T _text\nffffffff81000100 t idle\nffffffff81000080 D data\n\
                        ffffffff81000200 W weak\nffffffff82000000 T _etext\n";
@@ -174,6 +183,46 @@ mod tests {
         assert_eq!(name_of("ffffffff810002ff", &symbols), "weak+0xff");
         assert_eq!(name_of("ffffffffc0001234", &symbols), "ffffffffc0001234");
         assert_eq!(name_of("ffffffff81000110", &[]), "ffffffff81000110");
+    }
+
+    /// Who hangs up at once would not be heard by one that greets first.
+    #[test]
+    fn to_quit_is_said_until_it_was_heard() {
+        let dir = tempfile::tempdir().unwrap();
+        let control = dir.path().join("control");
+        let listener = UnixListener::bind(&control).unwrap();
+        let qemu = std::thread::spawn(move || {
+            let (socket, _) = listener.accept().unwrap();
+            sleep(Duration::from_millis(100));
+            writeln!(&socket, "{}", json!({ "QMP": {} })).unwrap();
+            let mut heard = Vec::new();
+            for line in BufReader::new(&socket).lines() {
+                let request: Value = serde_json::from_str(&line.unwrap()).unwrap();
+                writeln!(&socket, "{}", json!({ "event": "STOP" })).unwrap();
+                writeln!(&socket, "{}", json!({ "return": {} })).unwrap();
+                heard.push(request["execute"].clone());
+            }
+            heard
+        });
+        quit(&control).unwrap();
+        assert_eq!(qemu.join().unwrap(), ["qmp_capabilities", "quit"]);
+    }
+
+    /// It ends rather than to answer.
+    #[test]
+    fn no_answer_to_quit_is_fine() {
+        let dir = tempfile::tempdir().unwrap();
+        let control = dir.path().join("control");
+        let listener = UnixListener::bind(&control).unwrap();
+        let qemu = std::thread::spawn(move || {
+            let (socket, _) = listener.accept().unwrap();
+            let mut lines = BufReader::new(&socket).lines();
+            lines.next().unwrap().unwrap();
+            writeln!(&socket, "{}", json!({ "return": {} })).unwrap();
+            lines.next().unwrap().unwrap();
+        });
+        quit(&control).unwrap();
+        qemu.join().unwrap();
     }
 
     #[test]

@@ -23,6 +23,8 @@ use std::time::{Duration, Instant};
 const POLL: Duration = Duration::from_millis(30);
 /// For a guest to end by itself once it said how its command ended: waiting for a power-off can take minutes.
 const GRACE: Duration = Duration::from_secs(3);
+/// For QEMU to end in order, with what a virtual clock says of itself written, on a machine with other things to do.
+const QUIT_MAX: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accel {
@@ -460,7 +462,7 @@ fn stop(spec: &Spec, dir: &RunDir, child: &mut Child) -> Result<()> {
         // It may be gone already.
         let _ = rustix::process::kill_process(qemu, rustix::process::Signal::KILL);
     }
-    let deadline = Instant::now() + GRACE;
+    let deadline = Instant::now() + if asked { QUIT_MAX } else { GRACE };
     while Instant::now() < deadline
         && child
             .try_wait()
