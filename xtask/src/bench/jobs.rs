@@ -93,8 +93,9 @@ fn one(cache: &Cache, job: &Job, display: &Display) -> Result<Guest> {
     };
     let record = conduct(cache, &spec, plan, display)?;
     trust(&record)?;
-    if let Some(kept) = kept {
-        kept.write(&record)?;
+    // Not a reason to throw away what it was to keep.
+    if let Some(Err(error)) = kept.as_ref().map(|kept| kept.write(&record)) {
+        eprintln!("{label}: its record is not kept: {error:#}");
     }
     Ok(Guest {
         kernel: spec.kernel.describe(),
