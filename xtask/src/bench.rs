@@ -208,14 +208,15 @@ pub fn measure(
     let functional_only = no_figures(&spec);
     let commit = crate::results::commit().unwrap_or_else(|| "unknown".into());
     let qemu = qemu::version(cache).unwrap_or_default();
-    let programs = programs::set_aside(&spec.programs, &chosen.all)?;
+    let built = spec.programs;
+    let programs = programs::set_aside(&built, &chosen.all)?;
     let spec = Spec {
         programs: programs.path().to_owned(),
         ..spec
     };
     let mut jobs = jobs(cache, &spec, &chosen, &workloads, extent)?;
     if let Some(out) = keep {
-        keep_records(&mut jobs, out, &commit, &qemu);
+        keep_records(&mut jobs, out, &commit, &built, &qemu);
     }
     let at_once = extent.guests.unwrap_or_else(|| guests_at_once(&spec));
     let mut guests = jobs::run(cache, &jobs, at_once)?;
@@ -239,10 +240,11 @@ pub fn measure(
     })
 }
 
-fn keep_records(jobs: &mut [Job], out: &Path, commit: &str, qemu: &str) {
+fn keep_records(jobs: &mut [Job], out: &Path, commit: &str, built: &Path, qemu: &str) {
     for (guest, job) in (1..).zip(jobs) {
         let basis = Basis {
             commit: commit.into(),
+            built: built.into(),
             qemu: qemu.into(),
             clock: job.spec.clock.describe(job.spec.accel),
             kernel: job.spec.kernel.describe(),

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Basis {
     pub commit: String,
+    /// The folder of the programs, which tells how they were built.
+    pub built: PathBuf,
     pub qemu: String,
     pub clock: String,
     pub kernel: String,
@@ -85,6 +87,7 @@ mod tests {
     fn basis() -> Basis {
         Basis {
             commit: "0123456789ab".into(),
+            built: "/target/debug".into(),
             qemu: "10".into(),
             clock: "virtual".into(),
             kernel: "6.12".into(),
