@@ -45,9 +45,9 @@ impl Kept {
         })
     }
 
-    /// The file, if there is one.
+    /// The file, if it has that record.
     pub fn there(&self) -> Option<&Path> {
-        self.path.exists().then_some(self.path.as_path())
+        self.read().map(|_| self.path.as_path())
     }
 
     /// The record, if it was kept by a bench that measured the same.
@@ -115,7 +115,8 @@ mod tests {
             kernel: "7.3".into(),
             ..basis()
         };
-        assert_eq!(kept(2, other).read(), None);
+        let other = kept(2, other);
+        assert_eq!((other.read(), other.there()), (None, None));
         // As a full disk leaves it.
         fs::write(&second.path, "{").unwrap();
         assert_eq!(second.read(), None);

@@ -161,6 +161,7 @@ fn name_of(address: &str, symbols: &[(u64, &str)]) -> String {
 mod tests {
     use super::*;
     use std::os::unix::net::UnixListener;
+    use std::path::PathBuf;
 
     const MAP: &str = "ffffffff81000000 T _text\nffffffff81000100 t idle\nffffffff81000080 D data\n\
                        ffffffff81000200 W weak\nffffffff82000000 T _etext\n";
@@ -185,12 +186,18 @@ mod tests {
         assert_eq!(name_of("ffffffff81000110", &[]), "ffffffff81000110");
     }
 
-    /// Who hangs up at once would not be heard by one that greets first.
-    #[test]
-    fn to_quit_is_said_until_it_was_heard() {
+    /// Where a QEMU listens.
+    fn control() -> (tempfile::TempDir, PathBuf, UnixListener) {
         let dir = tempfile::tempdir().unwrap();
         let control = dir.path().join("control");
         let listener = UnixListener::bind(&control).unwrap();
+        (dir, control, listener)
+    }
+
+    /// Who hangs up at once would not be heard by one that greets first.
+    #[test]
+    fn to_quit_is_said_until_it_was_heard() {
+        let (_dir, control, listener) = control();
         let qemu = std::thread::spawn(move || {
             let (socket, _) = listener.accept().unwrap();
             sleep(Duration::from_millis(100));
@@ -211,9 +218,7 @@ mod tests {
     /// It ends rather than to answer.
     #[test]
     fn no_answer_to_quit_is_fine() {
-        let dir = tempfile::tempdir().unwrap();
-        let control = dir.path().join("control");
-        let listener = UnixListener::bind(&control).unwrap();
+        let (_dir, control, listener) = control();
         let qemu = std::thread::spawn(move || {
             let (socket, _) = listener.accept().unwrap();
             let mut lines = BufReader::new(&socket).lines();
