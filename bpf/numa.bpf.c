@@ -212,7 +212,7 @@ void BPF_STRUCT_OPS(numa_enqueue, struct task_struct *p, u64 enq_flags)
 			q->queued_at = now;
 		mark_shard_queued(sh);
 		/* A wakeup is no time for long searches. */
-		call_for(p, home, sh, kind, !(enq_flags & SCX_ENQ_WAKEUP) && waits_long(q, sh, now));
+		call_for(p, home, sh, kind, !(enq_flags & SCX_ENQ_WAKEUP) && waits_long(q, sh, now), now);
 	}
 	/* Only those of its home serve that queue. */
 	if (seat->shard != home) {
@@ -313,6 +313,9 @@ void BPF_STRUCT_OPS(numa_dispatch, s32 cpu, struct task_struct *prev)
 			scx_bpf_task_set_slice(prev, class_slice(class_of(prev)));
 			class_runs(seat, cc->run.kind);
 			count(NUMA_KEPT);
+			/* The next tick may be two slices away. */
+			if (work_elsewhere(cpu))
+				set_alarm(cpu, scx_bpf_now(), slice_ns);
 		}
 		return;
 	}
@@ -348,7 +351,7 @@ void BPF_STRUCT_OPS(numa_running, struct task_struct *p)
 	struct shard *sh = seat ? lookup_shard(seat->shard) : NULL;
 	const struct class_entry *ce = class_of(p);
 	bool queued, own;
-	u64 vtime;
+	u64 vtime, from;
 
 	if (!cc || !q || !sh)
 		return;
@@ -358,8 +361,11 @@ void BPF_STRUCT_OPS(numa_running, struct task_struct *p)
 	if (queued)
 		count(cc->from);
 	own = queued && (cc->from == NUMA_DISP_OWN || cc->from == NUMA_DISP_PINNED);
-	vtime = fair_join(p, q->clock, clock_of(p, q, seat->shard), !queued);
-	vtime = fair_marked(vtime, seat->shard, 0);
+	from = clock_of(p, q, seat->shard);
+	/* Who was the first to go elsewhere is ahead of nobody who waits there. */
+	if (queued && !own)
+		from = later(from, p->scx.dsq_vtime);
+	vtime = fair_marked(fair_join(p, q->clock, from, !queued), seat->shard, 0);
 	p->scx.dsq_vtime = vtime;
 	/* Who overtakes the queue must not take its clock along. */
 	if ((own && !class_head(class_kind(ce))) || !is_shard_queued(sh))
@@ -367,7 +373,8 @@ void BPF_STRUCT_OPS(numa_running, struct task_struct *p)
 	run_start(&cc->run, p, vtime);
 	class_start(&cc->run, ce, cpu);
 	sync_start(&cc->sync);
-	if (cc->run.hurry || is_shard_queued(sh))
+	/* Where it came from others wait, too. */
+	if (cc->run.hurry || (queued && !own) || is_shard_queued(sh))
 		press_next(&cc->run, cpu);
 }
 
@@ -392,7 +399,7 @@ void BPF_STRUCT_OPS(numa_stopping, struct task_struct *p, bool runnable)
 	if (!cc || !sh)
 		return;
 	used = p->se.exec_start - cc->run.at;
-	p->scx.dsq_vtime = fair_leave(p, cc->run.weight, used, &cc->run.rest);
+	p->scx.dsq_vtime = run_stop(&cc->run, p, used);
 	if (!runnable)
 		pass(seat->shard, cpu, p);
 	account_home(p, sh, seat->shard, used);

@@ -66,7 +66,8 @@ static __noinline u64 clock_it_left(const struct cpu_ctx *cc, u64 vtime)
 	if (!fair_is_queued(vtime))
 		return other->clock;
 	ahead = pace_ahead(&cc->pace, cc->clock, &other->pace, other->clock);
-	return other->clock + (ahead > 0 ? ahead : 0);
+	/* Who was the first to go elsewhere is ahead of nobody who waits there. */
+	return later(other->clock + (ahead > 0 ? ahead : 0), vtime);
 }
 
 /* ---- wakeup ------------------------------------------------------------ */
@@ -335,7 +336,7 @@ void BPF_STRUCT_OPS(steal_stopping, struct task_struct *p, bool runnable)
 	if (!cc)
 		return;
 	used = p->se.exec_start - cc->run.at;
-	p->scx.dsq_vtime = fair_leave(p, cc->run.weight, used, &cc->run.rest);
+	p->scx.dsq_vtime = run_stop(&cc->run, p, used);
 	if (!runnable && cc->filled)
 		pass(cc, task_cpu(p), p);
 	sync_stop(&cc->sync, p, !runnable, used);

@@ -48,6 +48,22 @@ static __always_inline u64 run_vtime_now(const struct run_ctx *run, const struct
 	return run->vtime + virtual_ns(run->weight, p->se.exec_start - run->at);
 }
 
+/* So late an alarm may be, as a part of a slice. */
+#define LATE_ALARM	32
+
+/*
+ * @p stops after @used ns: its virtual runtime now. Who ran for a slice, give or take how
+ * late the alarm was, is charged with one, so that equals have the same and go in the
+ * order in which they came; or each would be overtaken by those who ran for less by a
+ * microsecond, and once in a while wait for another round.
+ */
+static __always_inline u64 run_stop(struct run_ctx *run, const struct task_struct *p, u64 used)
+{
+	if (run->weight == FAIR_WEIGHT && used - (slice_ns - slice_ns / LATE_ALARM) < slice_ns / LATE_ALARM * 2)
+		return (p->scx.dsq_vtime & ~FAIR_QUEUED) + (slice_ns & ~FAIR_MARKS);
+	return fair_leave(p, run->weight, used, &run->rest);
+}
+
 /* How long the running task has run, in ns, as far as that is known. */
 static __always_inline s64 run_so_far(const struct run_ctx *run, u64 now)
 {

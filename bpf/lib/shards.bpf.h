@@ -107,6 +107,21 @@ static __always_inline u64 turned(u64 word, u32 from)
 	return word >> from | word << (-from & 63);
 }
 
+/*
+ * With which bit of word @k of the CPUs of @sh to begin for the @nth time, so that each of
+ * them is the first in turn: most of a word's bits may be those of other shards.
+ */
+static __always_inline u32 first_in_turn(const struct shard *sh, u32 k, u32 nth)
+{
+	u64 cpus = sh->cpus[k & (SHARD_WORDS - 1)];
+	u32 from;
+
+	if (!cpus)
+		return 0;
+	from = lowest(cpus);
+	return (from + nth % (64 - from - __builtin_clzll(cpus))) & 63;
+}
+
 /* A read that the compiler may not repeat or drop. */
 #define PEEK(x) (*(volatile typeof(x) *)&(x))
 

@@ -8,19 +8,21 @@
 
 #include "numa/homes.bpf.h"
 
-/* A CPU of this shard that @p may run on, or -1: the first from number @from on, so that each is asked in turn. */
-static __always_inline s32 some_cpu(const struct task_struct *p, const struct shard *sh, u32 from)
+/* A CPU of this shard that @p may run on, or -1: by turns, for the @nth time. */
+static __always_inline s32 some_cpu(const struct task_struct *p, const struct shard *sh, u32 nth)
 {
+	u32 k, from;
 	u64 cpus;
-	u32 k;
 
 	bpf_for(k, 0, SHARD_WORDS) {
 		if (k >= sh->nr_words)
 			break;
 		cpus = usable_word(p, sh, k);
-		if (cpus)
-			return sh->first_cpu[k & (SHARD_WORDS - 1)] +
-			       ((lowest(turned(cpus, from & 63)) + from) & 63);
+		if (!cpus)
+			continue;
+		from = first_in_turn(sh, k, nth);
+		return sh->first_cpu[k & (SHARD_WORDS - 1)] +
+		       ((lowest(turned(cpus, from)) + from) & 63);
 	}
 	return -1;
 }
@@ -77,14 +79,49 @@ bool kick_remote(struct task_struct *p __arg_trusted, u32 home)
 	return false;
 }
 
-/* @p waits at shard @home, where the wait has become long if @late: let somebody come who would not do so anyway. */
-static __always_inline void call_for(struct task_struct *p, u32 home, struct shard *sh, u32 kind, bool late)
+/*
+ * So many wait at shard @sh, and nobody idles who could come. The CPU of the node whose turn
+ * it is by that number looks around when its slice ends, even if nobody waits in its own
+ * cache: the next tick may be later than that by two slices.
+ */
+static __always_inline void alarm_in_turn(const struct shard *sh, u32 queued, u64 now)
 {
+	struct numa_node *n = lookup_node(sh->node);
+	struct shard *there;
+	struct run_ctx *run;
+	u32 k, from;
+	s32 cpu;
+	s64 left;
+
+	if (!n || !n->nr_shards || !sh->nr_cpus)
+		return;
+	there = lookup_shard(n->first_shard + queued / sh->nr_cpus % n->nr_shards);
+	if (!there || !there->nr_words)
+		return;
+	k = queued % there->nr_words & (SHARD_WORDS - 1);
+	from = first_in_turn(there, k, queued);
+	cpu = there->first_cpu[k] + ((lowest(turned(there->cpus[k], from)) + from) & 63);
+	run = lookup_run(cpu);
+	if (!run)
+		return;
+	left = hurry_least(run, HURRY_NOT) - run_so_far(run, now);
+	if (left > 0)
+		set_alarm(cpu, now, left);
+}
+
+/* @p waits at shard @home, where the wait has become long if @late: let somebody come who would not do so anyway. */
+static __always_inline void call_for(struct task_struct *p, u32 home, struct shard *sh, u32 kind, bool late, u64 now)
+{
+	s32 queued;
+
 	if (kick_near(p, home))
 		return;
 	/* More wait than there are CPUs to serve them soon: that is worth a move. Batch is wide anyway. */
-	if (late || kind == CLASS_BATCH || scx_bpf_dsq_nr_queued(home) >= (s32)sh->nr_cpus)
-		kick_remote(p, home);
+	queued = scx_bpf_dsq_nr_queued(home);
+	if ((late || kind == CLASS_BATCH || queued >= (s32)sh->nr_cpus) && kick_remote(p, home))
+		return;
+	if (queued > 0)
+		alarm_in_turn(sh, queued, now);
 }
 
 /* Let an idle CPU of any node come for the first who waits in this queue, if none of its own CPUs has served it for long. */

@@ -124,9 +124,24 @@ static __always_inline bool first_waiting(s32 cpu, u64 *vtime)
 	return any;
 }
 
-/* Who waits in other shards is taken when a CPU runs dry, and evened out at ticks. */
+/* Does a CPU whose own cache has nobody waiting have a reason to look around? */
 static __always_inline bool work_elsewhere(s32 cpu)
 {
+	struct seat *seat = lookup_seat(cpu);
+	struct shard *sh = seat ? lookup_shard(seat->shard) : NULL;
+	struct numa_node *n = sh ? lookup_node(sh->node) : NULL;
+	struct node_words *nw = n ? words_of_node(sh->node) : NULL;
+	u32 i;
+
+	if (!nw)
+		return false;
+	if (PEEK(nw->queued))
+		return true;
+	for (i = 0; i < NEAR_NODES && i < n->nr_near && !strict; i++) {
+		nw = words_of_node(n->near[i]);
+		if (nw && PEEK(nw->queued))
+			return true;
+	}
 	return false;
 }
 

@@ -145,6 +145,14 @@ static __always_inline bool waits_beside(struct shard *sh)
 	return nw && PEEK(nw->queued) & ~(1ULL << (sh->index & 63));
 }
 
+/* Another shard of node @n than @sh: by turns. */
+static __always_inline u32 next_near(const struct numa_node *n, const struct shard *sh, u32 turn)
+{
+	u32 others = n->nr_shards > 1 ? n->nr_shards - 1 : 1;
+
+	return n->first_shard + (sh->index + 1 + turn % others) % n->nr_shards;
+}
+
 /*
  * Of the nodes near node @id, the shard with the longest queue for its number of CPUs,
  * or NO_SHARD: of at most SHARDS_PER_NODE in each, by turns. Not static, so that it is
@@ -192,63 +200,94 @@ static __always_inline u32 some_far(const struct numa_node *n, u32 turn)
 	       there->first_shard + turn / n->nr_near % there->nr_shards : NO_SHARD;
 }
 
-/*
- * Keep queues about equally heavy for their number of CPUs, or tasks that never
- * sleep would get less forever on a heavier one. Once a slice, a CPU whose task
- * could go on compares its queue with one other: by turns with those of its node,
- * and every fourth time, or where nobody waits near, with the longest of other nodes,
- * or now and then with any of theirs. It takes the first there if that evens out what
- * has been to do of late, by weight, or if many more wait there now: half a task more
- * for each CPU on another node, where it gets a new home. A queue that is not served at
- * all is heavier than any.
- */
-static __noinline bool balance(struct cpu_ctx *cc, struct seat *seat)
-{
-	struct shard *sh = seat ? lookup_shard(seat->shard) : NULL, *other;
-	struct numa_node *n = sh ? lookup_node(sh->node) : NULL;
-	struct queue_ctx *own, *q;
-	u32 id, turn, far, margin, event = NUMA_DISP_NODE;
-	struct task_struct *p;
-	struct weighed look = {};
-	s32 mine, theirs;
+/* Where a CPU compares its queue. */
+struct fair_look {
+	u32 shard;		/* or NO_SHARD */
+	u32 event;		/* what it is if a task is taken from there */
+};
 
-	if (!cc || !n || !n->nr_shards)
+/* So many tasks more for each CPU, in quarters, is far from even. */
+#define MUCH_LONGER	8
+
+/* Do more tasks than the @mine of @sh, by this many for each CPU, in quarters, wait at @shard, which may be none? */
+static __always_inline bool is_longer(const struct shard *sh, s32 mine, u32 shard, u32 quarters)
+{
+	struct shard *other = lookup_shard(shard);
+	s32 theirs = scx_bpf_dsq_nr_queued(shard);
+
+	return other && theirs > 0 &&
+	       (u64)theirs * sh->nr_cpus > ((u64)mine + 1 + sh->nr_cpus * quarters / 4) * other->nr_cpus;
+}
+
+/*
+ * Would it even out what has been to do of late, by weight, to take the first task there?
+ * Or do many more wait there now: half a task for each CPU on another node, half of that
+ * near? Then it is taken. A queue that is not served at all is heavier than any. Not
+ * static, so that it is verified once.
+ */
+bool take_if_heavier(struct cpu_ctx *cc __arg_nonnull, struct seat *seat __arg_nonnull,
+		     const struct fair_look *look __arg_nonnull)
+{
+	struct queue_ctx *own = lookup_queue(seat->shard), *q = lookup_queue(look->shard);
+	struct shard *sh = lookup_shard(seat->shard), *other = lookup_shard(look->shard);
+	bool far = look->event == NUMA_DISP_REMOTE;
+	s32 mine = scx_bpf_dsq_nr_queued(seat->shard);
+	struct weighed there = {};
+	struct task_struct *p;
+
+	if (!own || !q || !sh || !other || mine < 0)
 		return false;
-	turn = cc->turn++;
-	margin = sh->nr_cpus / 4;
-	id = n->first_shard + turn % n->nr_shards;
-	if ((turn % 4 == 3 || !waits_beside(sh)) && !strict) {
-		far = turn / 4;
-		id = far % 4 == 3 ? some_far(n, far / 4) : longest_far(sh->node, far);
-		margin = sh->nr_cpus / 2;
-		event = NUMA_DISP_REMOTE;
-	}
-	other = lookup_shard(id);
-	if (!other || id == seat->shard)
+	if (!weigh_queue(look->shard, own->served_at, 1, &there))
 		return false;
-	mine = scx_bpf_dsq_nr_queued(seat->shard);
-	theirs = scx_bpf_dsq_nr_queued(id);
-	own = lookup_queue(seat->shard);
-	q = lookup_queue(id);
-	if (mine < 0 || theirs <= 0 || !own || !q)
-		return false;
-	weigh_queue(id, own->served_at, 1, &look);
-	if ((u64)theirs * sh->nr_cpus <= ((u64)mine + 1 + margin) * other->nr_cpus &&
-	    !is_heavier(q, other, theirs, own, sh, look.first_weight) &&
+	if (!is_longer(sh, mine, look->shard, far ? 2 : 1) &&
+	    !is_heavier(q, other, there.queued, own, sh, there.first_weight) &&
 	    !is_unserved(q->served_at, q->queued_at, own->served_at))
 		return false;
-	if (event == NUMA_DISP_REMOTE) {
+	if (far) {
 		/* To stay: or it would go back after a slice, and nothing be evened out. */
-		bpf_for_each(scx_dsq, p, id, 0) {
+		bpf_for_each(scx_dsq, p, look->shard, 0) {
 			settle(p, seat->shard);
 			break;
 		}
 	}
-	if (!take(cc, id, event))
+	if (!take(cc, look->shard, look->event))
 		return false;
-	move_load(q, own, look.first_weight);
+	move_load(q, own, there.first_weight);
 	count(NUMA_BALANCED);
 	return true;
+}
+
+/*
+ * Keep queues about equally heavy for their number of CPUs, or tasks that never
+ * sleep would get less forever on a heavier one. Once a slice, a CPU whose task
+ * could go on compares its queue with the longest of other nodes, or now and then with
+ * any of theirs, and with one of its own node, by turns. The near one goes first, unless
+ * the other is longer by far, as when many threads of a process start at once where it is
+ * at home; and every fourth time the other does.
+ */
+static __noinline bool balance(struct cpu_ctx *cc, struct seat *seat)
+{
+	struct shard *sh = seat ? lookup_shard(seat->shard) : NULL;
+	struct numa_node *n = sh ? lookup_node(sh->node) : NULL;
+	struct fair_look near = { .shard = NO_SHARD, .event = NUMA_DISP_NODE };
+	struct fair_look far = { .shard = NO_SHARD, .event = NUMA_DISP_REMOTE };
+	bool far_first;
+	u32 turn;
+
+	if (!cc || !n || !n->nr_shards)
+		return false;
+	turn = cc->turn++;
+	if (waits_beside(sh))
+		near.shard = next_near(n, sh, turn);
+	if (!strict)
+		far.shard = turn % 16 == 15 ? some_far(n, turn / 16) : longest_far(sh->node, turn / 4);
+	far_first = turn % 4 == 3 ||
+		    is_longer(sh, scx_bpf_dsq_nr_queued(seat->shard), far.shard, MUCH_LONGER);
+	if (far_first && take_if_heavier(cc, seat, &far))
+		return true;
+	if (take_if_heavier(cc, seat, &near))
+		return true;
+	return !far_first && take_if_heavier(cc, seat, &far);
 }
 
 #endif /* __NUMA_SEARCH_BPF_H */

@@ -109,24 +109,25 @@ static __always_inline s32 claim_home(struct task_struct *p, s32 prev_cpu, bool 
 	return idle;
 }
 
-/* A CPU of shard @id where @p may run and nobody waits, or -1: from number @from on. */
-s32 calm_cpu(struct task_struct *p __arg_trusted, u32 id, u32 from)
+/* A CPU of shard @id where @p may run and nobody waits, or -1: by turns, for the @nth time. */
+s32 calm_cpu(struct task_struct *p __arg_trusted, u32 id, u32 nth)
 {
 	struct shard_words *w = words_of_shard(id);
 	struct shard *sh = lookup_shard(id);
+	u32 k, from;
 	u64 calm;
-	u32 k;
 
 	if (!w || !sh)
 		return -1;
-	from &= 63;
 	bpf_for(k, 0, SHARD_WORDS) {
 		if (k >= sh->nr_words)
 			break;
 		calm = usable_word(p, sh, k) & ~PEEK(w->queued[k & (SHARD_WORDS - 1)]);
-		if (calm)
-			return sh->first_cpu[k & (SHARD_WORDS - 1)] +
-			       ((lowest(turned(calm, from)) + from) & 63);
+		if (!calm)
+			continue;
+		from = first_in_turn(sh, k, nth);
+		return sh->first_cpu[k & (SHARD_WORDS - 1)] +
+		       ((lowest(turned(calm, from)) + from) & 63);
 	}
 	return -1;
 }
@@ -152,7 +153,7 @@ s32 shorter_queue(struct task_struct *p __arg_trusted, s32 cpu, u32 id)
 	usable = usable_word(p, sh, k);
 	if (!usable)
 		return cpu;
-	chance &= 63;
+	chance = first_in_turn(sh, k, chance >> 16);
 	other = sh->first_cpu[k] + ((lowest(turned(usable, chance)) + chance) & 63);
 	return scx_bpf_dsq_nr_queued(other) < scx_bpf_dsq_nr_queued(cpu) ? other : cpu;
 }

@@ -70,14 +70,14 @@ static __always_inline bool has_waited(u32 victim, struct hunt *h)
 }
 
 /*
- * Steal within shard @id, starting after the thief's number and going around. This
- * and the next are not static, so that they are verified once.
+ * Steal within shard @id, starting with another CPU for each thief. This and the next
+ * are not static, so that they are verified once.
  */
 bool steal_in_shard(struct cpu_ctx *cc __arg_nonnull, u32 id, struct hunt *h __arg_nonnull)
 {
 	struct shard *sh = lookup_shard(id);
 	struct shard_words *w = words_of_shard(id);
-	u32 k, probe, from = (h->cpu + 1) & 63;
+	u32 k, probe, from;
 
 	if (!sh || !w || !any_bit(w->queued))
 		return false;
@@ -87,6 +87,7 @@ bool steal_in_shard(struct cpu_ctx *cc __arg_nonnull, u32 id, struct hunt *h __a
 
 		if (k >= sh->nr_words)
 			break;
+		from = first_in_turn(sh, k, h->cpu + 1);
 		left = turned(PEEK(w->queued[k & (SHARD_WORDS - 1)]), from);
 		first = sh->first_cpu[k & (SHARD_WORDS - 1)];
 		bpf_for(probe, 0, PROBES_PER_SHARD) {
@@ -238,8 +239,11 @@ s64 worth_of(s32 cpu, struct weighed *own __arg_nonnull, u64 mine, u32 victim)
 	pace = pace_ahead(&cc->pace, cc->clock, &vc->pace, vc->clock);
 	more = look.all - own->all;
 	/* Not a heavier queue, but whoever waits there got much less than here. */
-	if (more < -FAIR_WEIGHT || (more <= 0 && pace < (s64)(slice_ns / 2)))
+	if (more < -FAIR_WEIGHT || (more <= 0 && pace < (s64)(slice_ns * 3 / 2)))
 		return 0;
+	/* It stays the heavier one, or they get equal: that is right however clocks went of late. */
+	if (4 * more >= 7 * look.first_weight)
+		pace = (pace > 0 ? pace : 0) + slice_ns;
 	/* Then the heavier one would be this. */
 	if (more > 0 && look.first_weight > more)
 		more -= look.first_weight - more;
@@ -322,7 +326,7 @@ static __always_inline void look_far(struct fair_look *look, struct cpu_ctx *cc,
 	if (!there)
 		return;
 	look->event = STEAL_DISP_REMOTE;
-	look->least = slice_ns * 3 / 2;
+	look->least = slice_ns;
 	look_in_node(look, there, node, NO_SHARD, turn / n->nr_near);
 }
 
@@ -359,40 +363,26 @@ static __always_inline void look_where(struct fair_look *look, struct cpu_ctx *c
 }
 
 /*
- * Even out who gets how much: tasks that never sleep stay where they are, so
- * without this those on a longer queue would get a smaller share forever. Once a
- * slice, a CPU whose task could go on compares its queue with a few that are heavier
- * or much slower, taking turns, and takes the task that is worth most.
- *
- * One task more is enough for that, unless the one that is next there has had more.
- * So an extra task is passed around, and each gets its share of the good places. A
- * queue that is not served at all is always worth it.
+ * For @cpu, of queue @own, where virtual runtime @mine would run next: take what is worth
+ * most, of a few queues of the shard where it looks. Not static, so that it is verified once.
  */
-static __noinline bool balance(struct cpu_ctx *cc, s32 cpu, u64 mine)
+bool take_worthiest(struct cpu_ctx *cc __arg_nonnull, s32 cpu, u64 mine,
+		    struct weighed *own __arg_nonnull, const struct fair_look *look __arg_nonnull)
 {
+	struct shard_words *w = words_of_shard(look->shard);
+	struct shard *other = lookup_shard(look->shard);
 	struct seat *seat = lookup_seat(cpu);
-	struct shard *sh = seat ? lookup_shard(seat->shard) : NULL;
-	struct fair_look look = {};
-	struct shard *other;
-	struct shard_words *w;
 	struct prey best = {}, next = {};
 	u32 k, first, probe;
-	struct weighed own = {};
 	u64 left;
 
-	if (!cc || !sh)
+	if (!other || !w || !seat || !other->nr_words)
 		return false;
-	look_where(&look, cc, seat, sh);
-	other = lookup_shard(look.shard);
-	w = words_of_shard(look.shard);
-	if (!other || !w || !other->nr_words)
-		return false;
-	k = (look.round % other->nr_words) & (SHARD_WORDS - 1);
+	k = (look->round % other->nr_words) & (SHARD_WORDS - 1);
 	left = PEEK(w->queued[k]);
-	if (look.shard == seat->shard && k == seat->word)
+	if (look->shard == seat->shard && k == seat->word)
 		left &= ~seat->bit;
-	weigh(cpu, &own);
-	first = cc->after++ & 63;
+	first = first_in_turn(other, k, cc->after++);
 	left = turned(left, first);
 	bpf_for(probe, 0, PROBES_PER_SHARD) {
 		u32 victim;
@@ -402,7 +392,7 @@ static __noinline bool balance(struct cpu_ctx *cc, s32 cpu, u64 mine)
 			break;
 		victim = other->first_cpu[k] + ((lowest(left) + first) & 63);
 		left &= left - 1;
-		worth = worth_of(cpu, &own, mine, victim);
+		worth = worth_of(cpu, own, mine, victim);
 		if (worth > best.worth) {
 			next = best;
 			best.worth = worth;
@@ -413,17 +403,48 @@ static __noinline bool balance(struct cpu_ctx *cc, s32 cpu, u64 mine)
 		}
 	}
 	/* Ticks come to all CPUs at once: another may be faster. */
-	if ((best.worth > look.least && steal_from(cc, best.victim, look.event)) ||
-	    (next.worth > look.least && steal_from(cc, next.victim, look.event))) {
-		count(STEAL_BALANCED);
-		cc->goes_far = look.event == STEAL_DISP_REMOTE;
-		return true;
+	if ((best.worth <= look->least || !steal_from(cc, best.victim, look->event)) &&
+	    (next.worth <= look->least || !steal_from(cc, next.victim, look->event)))
+		return false;
+	count(STEAL_BALANCED);
+	return true;
+}
+
+/*
+ * Even out who gets how much: tasks that never sleep stay where they are, so
+ * without this those on a longer queue would get a smaller share forever. Once a
+ * slice, a CPU whose task could go on compares its queue with a few that are heavier
+ * or much slower, taking turns, and takes the task that is worth most; of those in
+ * other nodes, if there is none near.
+ *
+ * One task more is enough for that, unless the one that is next there has had more.
+ * So an extra task is passed around, and each gets its share of the good places. A
+ * queue that is not served at all is always worth it.
+ */
+static __noinline bool balance(struct cpu_ctx *cc, s32 cpu, u64 mine)
+{
+	struct seat *seat = lookup_seat(cpu);
+	struct shard *sh = seat ? lookup_shard(seat->shard) : NULL;
+	struct numa_node *n = sh ? lookup_node(sh->node) : NULL;
+	struct fair_look look = {};
+	struct weighed own = {};
+	bool found;
+
+	if (!cc || !n)
+		return false;
+	look_where(&look, cc, seat, sh);
+	weigh(cpu, &own);
+	found = take_worthiest(cc, cpu, mine, &own, &look);
+	if (!found && look.event != STEAL_DISP_REMOTE) {
+		look.shard = NO_SHARD;
+		look_far(&look, cc, n, sh->node);
+		found = take_worthiest(cc, cpu, mine, &own, &look);
 	}
-	cc->goes_far = 0;
+	cc->goes_far = found && look.event == STEAL_DISP_REMOTE;
 	/* The next tick may be two slices away. */
-	if (own.queued <= 0)
+	if (!found && own.queued <= 0)
 		set_alarm(cpu, scx_bpf_now(), slice_ns);
-	return false;
+	return found;
 }
 
 #endif /* __STEAL_SEARCH_BPF_H */
