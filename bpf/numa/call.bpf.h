@@ -80,20 +80,26 @@ bool kick_remote(struct task_struct *p __arg_trusted, u32 home)
 }
 
 /*
- * So many wait at shard @sh, and nobody idles who could come. The CPU of the node whose turn
- * it is by that number looks around when its slice ends, even if nobody waits in its own
- * cache: the next tick may be later than that by two slices.
+ * A task waits at shard @sh, as @queued others do, and nobody idles who could come. The CPU
+ * whose turn it is by that number, of this node first, then of those near, looks around when
+ * its slice ends, even if nobody waits in its own cache: the next tick may be later than that
+ * by two slices.
  */
 static __always_inline void alarm_in_turn(const struct shard *sh, u32 queued, u64 now)
 {
 	struct numa_node *n = lookup_node(sh->node);
 	struct shard *there;
-	struct run_ctx *run;
-	u32 k, from;
+	struct cpu_ctx *cc;
+	u32 k, from, far;
 	s32 cpu;
 	s64 left;
 
 	if (!n || !n->nr_shards || !sh->nr_cpus)
+		return;
+	far = strict ? 0 : queued / (sh->nr_cpus * n->nr_shards) % (n->nr_near + 1);
+	if (far)
+		n = lookup_node(n->near[(far - 1) & (NEAR_NODES - 1)]);
+	if (!n || !n->nr_shards)
 		return;
 	there = lookup_shard(n->first_shard + queued / sh->nr_cpus % n->nr_shards);
 	if (!there || !there->nr_words)
@@ -101,11 +107,12 @@ static __always_inline void alarm_in_turn(const struct shard *sh, u32 queued, u6
 	k = queued % there->nr_words & (SHARD_WORDS - 1);
 	from = first_in_turn(there, k, queued);
 	cpu = there->first_cpu[k] + ((lowest(turned(there->cpus[k], from)) + from) & 63);
-	run = lookup_run(cpu);
-	if (!run)
+	cc = lookup_cpu_ctx(cpu);
+	if (!cc)
 		return;
-	left = hurry_least(run, HURRY_NOT) - run_so_far(run, now);
-	if (left > 0)
+	left = hurry_least(&cc->run, HURRY_NOT) - run_so_far(&cc->run, now);
+	/* It ended, and nobody looked? */
+	if (left > 0 || time_after(now - cc->run.skew, cc->balance_at))
 		set_alarm(cpu, now, left);
 }
 
@@ -121,7 +128,7 @@ static __always_inline void call_for(struct task_struct *p, u32 home, struct sha
 	if ((late || kind == CLASS_BATCH || queued >= (s32)sh->nr_cpus) && kick_remote(p, home))
 		return;
 	if (queued > 0)
-		alarm_in_turn(sh, queued, now);
+		alarm_in_turn(sh, queued - 1, now);
 }
 
 /* Let an idle CPU of any node come for the first who waits in this queue, if none of its own CPUs has served it for long. */
