@@ -362,9 +362,8 @@ void BPF_STRUCT_OPS(numa_running, struct task_struct *p)
 		count(cc->from);
 	own = queued && (cc->from == NUMA_DISP_OWN || cc->from == NUMA_DISP_PINNED);
 	from = clock_of(p, q, seat->shard);
-	/* Who was the first to go elsewhere is ahead of nobody who waits there. */
 	if (queued && !own)
-		from = later(from, p->scx.dsq_vtime);
+		from = when_first(from, p->scx.dsq_vtime);
 	vtime = fair_marked(fair_join(p, q->clock, from, !queued), seat->shard, 0);
 	p->scx.dsq_vtime = vtime;
 	/* Who overtakes the queue must not take its clock along. */

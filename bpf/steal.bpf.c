@@ -66,8 +66,7 @@ static __noinline u64 clock_it_left(const struct cpu_ctx *cc, u64 vtime)
 	if (!fair_is_queued(vtime))
 		return other->clock;
 	ahead = pace_ahead(&cc->pace, cc->clock, &other->pace, other->clock);
-	/* Who was the first to go elsewhere is ahead of nobody who waits there. */
-	return later(other->clock + (ahead > 0 ? ahead : 0), vtime);
+	return when_first(other->clock + (ahead > 0 ? ahead : 0), vtime);
 }
 
 /* ---- wakeup ------------------------------------------------------------ */

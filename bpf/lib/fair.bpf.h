@@ -125,11 +125,6 @@ static __always_inline u64 earlier(u64 a, u64 b)
 	return time_before(a, b) ? a : b;
 }
 
-static __always_inline u64 later(u64 a, u64 b)
-{
-	return time_before(a, b) ? b : a;
-}
-
 /*
  * Have this clock show @vtime, unless it is past it. Where CPUs share it, it is written
  * only if it changes; of two that move it at once, one may not count.

@@ -64,6 +64,20 @@ static __always_inline u64 run_stop(struct run_ctx *run, const struct task_struc
 	return fair_leave(p, run->weight, used, &run->rest);
 }
 
+/*
+ * The clock that virtual runtime @vtime was made with, which was at @from, for one that goes
+ * elsewhere before the others of its queue: it is ahead of the clock by up to a slice only
+ * because those who run there now are not charged with theirs yet.
+ */
+static __always_inline u64 when_first(u64 from, u64 vtime)
+{
+	s64 ahead = vtime - from;
+
+	if (ahead <= 0)
+		return from;
+	return from + (ahead < (s64)slice_ns ? (u64)ahead : slice_ns);
+}
+
 /* How long the running task has run, in ns, as far as that is known. */
 static __always_inline s64 run_so_far(const struct run_ctx *run, u64 now)
 {

@@ -88,11 +88,13 @@ bool kick_remote(struct task_struct *p __arg_trusted, u32 home)
 static __always_inline void alarm_in_turn(const struct shard *sh, u32 queued, u64 now)
 {
 	struct numa_node *n = lookup_node(sh->node);
+	u32 id, k, from, far;
+	struct shard_words *w;
 	struct shard *there;
 	struct cpu_ctx *cc;
-	u32 k, from, far;
-	s32 cpu;
+	u64 busy;
 	s64 left;
+	s32 cpu;
 
 	if (!n || !n->nr_shards || !sh->nr_cpus)
 		return;
@@ -101,12 +103,17 @@ static __always_inline void alarm_in_turn(const struct shard *sh, u32 queued, u6
 		n = lookup_node(n->near[(far - 1) & (NEAR_NODES - 1)]);
 	if (!n || !n->nr_shards)
 		return;
-	there = lookup_shard(n->first_shard + queued / sh->nr_cpus % n->nr_shards);
-	if (!there || !there->nr_words)
+	id = n->first_shard + queued / sh->nr_cpus % n->nr_shards;
+	there = lookup_shard(id);
+	w = words_of_shard(id);
+	if (!there || !w || !there->nr_words)
 		return;
 	k = queued % there->nr_words & (SHARD_WORDS - 1);
+	busy = there->cpus[k] & ~PEEK(w->idle[k]);
+	if (!busy)
+		return;
 	from = first_in_turn(there, k, queued);
-	cpu = there->first_cpu[k] + ((lowest(turned(there->cpus[k], from)) + from) & 63);
+	cpu = there->first_cpu[k] + ((lowest(turned(busy, from)) + from) & 63);
 	cc = lookup_cpu_ctx(cpu);
 	if (!cc)
 		return;
@@ -117,7 +124,8 @@ static __always_inline void alarm_in_turn(const struct shard *sh, u32 queued, u6
 }
 
 /* @p waits at shard @home, where the wait has become long if @late: let somebody come who would not do so anyway. */
-static __always_inline void call_for(struct task_struct *p, u32 home, struct shard *sh, u32 kind, bool late, u64 now)
+static __always_inline void call_for(struct task_struct *p, u32 home, struct shard *sh, u32 kind,
+				     bool late, u64 now)
 {
 	s32 queued;
 

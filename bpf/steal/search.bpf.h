@@ -442,7 +442,7 @@ static __noinline bool balance(struct cpu_ctx *cc, s32 cpu, u64 mine)
 	}
 	cc->goes_far = found && look.event == STEAL_DISP_REMOTE;
 	/* The next tick may be two slices away. */
-	if (!found && own.queued <= 0)
+	if (!found && own.queued <= 0 && work_elsewhere(cpu))
 		set_alarm(cpu, scx_bpf_now(), slice_ns);
 	return found;
 }
