@@ -64,16 +64,20 @@ pub(crate) fn fair(setting: &Setting) -> Result<String> {
 }
 
 /// How equal the shares of four threads a CPU are, by Jain's index, over their first 60 ms, if they were born one after the
-/// other, slept, and are woken together. If each waits where it was born it is 0.90 to 0.95, by a clock of instructions.
-const TOGETHER: f64 = 0.945;
-const SEEDS: u32 = 5;
+/// other, slept, and are woken together. If each waits where it was born it is 0.90 to 0.95, by a clock of instructions; if
+/// some CPUs are looked at less than others, 0.97.
+const TOGETHER: f64 = 0.98;
+/// For how long one of them waits, the longest of all, in the median of the seeds, ms. Where the nodes that they don't wait
+/// in take one each now and then only, it is 18.
+const TOGETHER_WAIT_MS: f64 = 15.0;
+const SEEDS: usize = 5;
 
 /// They were all born on a few CPUs, which were idle again each time, and are to run on all.
 pub(crate) fn woken_together(setting: &Setting) -> Result<String> {
     let daemon = Daemon::start(setting, &[])?;
     let threads = (4 * online()?.len()).to_string();
     let xtask = beside("xtask")?;
-    let mut sum = 0.0;
+    let (mut sum, mut waits) = (0.0, Vec::new());
     for seed in 1..=SEEDS {
         let seed = seed.to_string();
         let args = ["in-guest", "fair", "--threads", &threads, "--ms", "60"];
@@ -82,22 +86,29 @@ pub(crate) fn woken_together(setting: &Setting) -> Result<String> {
             .args(["--seed", &seed])
             .output();
         let text = printed(&output.context("running xtask")?)?;
-        let jain = text
-            .lines()
-            .find_map(|line| line.strip_prefix("jain "))
-            .with_context(|| format!("no index in {text:?}"))?;
-        sum += jain.parse::<f64>().context("reading Jain's index")?;
+        sum += told_by(&text, "jain ")?;
+        waits.push(told_by(&text, "longest_wait_ms ")?);
     }
+    waits.sort_by(f64::total_cmp);
+    let (jain, wait) = (sum / SEEDS as f64, waits[SEEDS / 2]);
     let told = format!(
-        "{threads} threads that are woken together: Jain's index {:.3} over 60 ms",
-        sum / f64::from(SEEDS)
+        "{threads} threads that are woken together: Jain's index {jain:.3} over 60 ms, longest wait {wait:.1} ms"
     );
     ensure!(
-        sum / f64::from(SEEDS) >= TOGETHER,
-        "{told} ({TOGETHER} allowed)"
+        jain >= TOGETHER && wait <= TOGETHER_WAIT_MS,
+        "{told} ({TOGETHER} and {TOGETHER_WAIT_MS} allowed)"
     );
     daemon.stop()?;
     Ok(told)
+}
+
+/// The number in the line that begins so.
+fn told_by(text: &str, name: &str) -> Result<f64> {
+    text.lines()
+        .find_map(|line| line.strip_prefix(name))
+        .with_context(|| format!("no {name}in {text:?}"))?
+        .parse()
+        .with_context(|| format!("reading {name}"))
 }
 
 /// What nice -10 gets beside nice 0 on one CPU, 9548 to 1024 by weight, is 90 %; without weights it would be 50.
