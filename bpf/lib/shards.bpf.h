@@ -122,8 +122,30 @@ static __always_inline u32 first_in_turn(const struct shard *sh, u32 k, u32 nth)
 	return (from + nth % (64 - from - __builtin_clzll(cpus))) & 63;
 }
 
+/* Of the CPUs of @sh that are @bits of word @k, which is not 0: the one whose turn it is for the @nth time. */
+static __always_inline s32 cpu_in_turn(const struct shard *sh, u32 k, u64 bits, u32 nth)
+{
+	u32 from = first_in_turn(sh, k, nth);
+
+	return sh->first_cpu[k & (SHARD_WORDS - 1)] + ((lowest(turned(bits, from)) + from) & 63);
+}
+
 /* A read that the compiler may not repeat or drop. */
 #define PEEK(x) (*(volatile typeof(x) *)&(x))
+
+/* Does anybody wait in the nodes that are searched after @n itself? */
+static __always_inline bool work_waits_far(const struct numa_node *n)
+{
+	struct node_words *nw;
+	u32 i;
+
+	for (i = 0; i < NEAR_NODES && i < n->nr_near; i++) {
+		nw = words_of_node(n->near[i]);
+		if (nw && PEEK(nw->queued))
+			return true;
+	}
+	return false;
+}
 
 /* Is a bit set in any of the words of a shard? */
 static __always_inline bool any_bit(const u64 *words)

@@ -11,18 +11,15 @@
 /* A CPU of this shard that @p may run on, or -1: by turns, for the @nth time. */
 static __always_inline s32 some_cpu(const struct task_struct *p, const struct shard *sh, u32 nth)
 {
-	u32 k, from;
 	u64 cpus;
+	u32 k;
 
 	bpf_for(k, 0, SHARD_WORDS) {
 		if (k >= sh->nr_words)
 			break;
 		cpus = usable_word(p, sh, k);
-		if (!cpus)
-			continue;
-		from = first_in_turn(sh, k, nth);
-		return sh->first_cpu[k & (SHARD_WORDS - 1)] +
-		       ((lowest(turned(cpus, from)) + from) & 63);
+		if (cpus)
+			return cpu_in_turn(sh, k, cpus, nth);
 	}
 	return -1;
 }
@@ -88,7 +85,7 @@ bool kick_remote(struct task_struct *p __arg_trusted, u32 home)
 static __always_inline void alarm_in_turn(const struct shard *sh, u32 queued, u64 now)
 {
 	struct numa_node *n = lookup_node(sh->node);
-	u32 id, k, from, far;
+	u32 id, k, far;
 	struct shard_words *w;
 	struct shard *there;
 	struct cpu_ctx *cc;
@@ -112,8 +109,7 @@ static __always_inline void alarm_in_turn(const struct shard *sh, u32 queued, u6
 	busy = there->cpus[k] & ~PEEK(w->idle[k]);
 	if (!busy)
 		return;
-	from = first_in_turn(there, k, queued);
-	cpu = there->first_cpu[k] + ((lowest(turned(busy, from)) + from) & 63);
+	cpu = cpu_in_turn(there, k, busy, queued);
 	cc = lookup_cpu_ctx(cpu);
 	if (!cc)
 		return;

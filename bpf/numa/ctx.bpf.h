@@ -131,18 +131,8 @@ static __always_inline bool work_elsewhere(s32 cpu)
 	struct shard *sh = seat ? lookup_shard(seat->shard) : NULL;
 	struct numa_node *n = sh ? lookup_node(sh->node) : NULL;
 	struct node_words *nw = n ? words_of_node(sh->node) : NULL;
-	u32 i;
 
-	if (!nw)
-		return false;
-	if (PEEK(nw->queued))
-		return true;
-	for (i = 0; i < NEAR_NODES && i < n->nr_near && !strict; i++) {
-		nw = words_of_node(n->near[i]);
-		if (nw && PEEK(nw->queued))
-			return true;
-	}
-	return false;
+	return nw && (PEEK(nw->queued) || (!strict && work_waits_far(n)));
 }
 
 #define PRESS_PREEMPTED		NUMA_PREEMPTIONS

@@ -114,8 +114,8 @@ s32 calm_cpu(struct task_struct *p __arg_trusted, u32 id, u32 nth)
 {
 	struct shard_words *w = words_of_shard(id);
 	struct shard *sh = lookup_shard(id);
-	u32 k, from;
 	u64 calm;
+	u32 k;
 
 	if (!w || !sh)
 		return -1;
@@ -123,11 +123,8 @@ s32 calm_cpu(struct task_struct *p __arg_trusted, u32 id, u32 nth)
 		if (k >= sh->nr_words)
 			break;
 		calm = usable_word(p, sh, k) & ~PEEK(w->queued[k & (SHARD_WORDS - 1)]);
-		if (!calm)
-			continue;
-		from = first_in_turn(sh, k, nth);
-		return sh->first_cpu[k & (SHARD_WORDS - 1)] +
-		       ((lowest(turned(calm, from)) + from) & 63);
+		if (calm)
+			return cpu_in_turn(sh, k, calm, nth);
 	}
 	return -1;
 }
@@ -153,8 +150,7 @@ s32 shorter_queue(struct task_struct *p __arg_trusted, s32 cpu, u32 id)
 	usable = usable_word(p, sh, k);
 	if (!usable)
 		return cpu;
-	chance = first_in_turn(sh, k, chance >> 16);
-	other = sh->first_cpu[k] + ((lowest(turned(usable, chance)) + chance) & 63);
+	other = cpu_in_turn(sh, k, usable, chance >> 16);
 	return scx_bpf_dsq_nr_queued(other) < scx_bpf_dsq_nr_queued(cpu) ? other : cpu;
 }
 

@@ -84,20 +84,6 @@ static __always_inline bool work_waits(const struct cpu_ctx *cc, struct seat *se
 	return PEEK(cc->filled);
 }
 
-/* Does anybody wait in the nodes that are searched after @n itself? */
-static __always_inline bool work_waits_far(const struct numa_node *n)
-{
-	struct node_words *nw;
-	u32 i;
-
-	for (i = 0; i < NEAR_NODES && i < n->nr_near; i++) {
-		nw = words_of_node(n->near[i]);
-		if (nw && PEEK(nw->queued))
-			return true;
-	}
-	return false;
-}
-
 /* The same for what other nodes have, too: does a CPU with one task or none have a reason to look around? */
 static __always_inline bool work_elsewhere(s32 cpu)
 {
